@@ -1,0 +1,62 @@
+// Package migrate moves live TCP connections from one stack to another: to
+// another process, or to another machine that takes over the address. The peer
+// sees neither a reset nor a lost or doubled octet, nor does it start slowly
+// again.
+//
+// # Theory of operation
+//
+// A [Donor] gives one connection, or all connections of one client, and a
+// [Target] receives them. Between the two travels a snapshot, a slice of
+// octets (package snapshot, docs/snapshot-format.md), by whatever way the
+// caller has.
+//
+//	donor                                    target
+//	─────                                    ──────
+//	Drain    (optional) wait until the send
+//	         buffers are acknowledged
+//	Freeze   hold the packets at the link,
+//	         then stop the connections
+//	Export   describe them ───────────────►  Import    rebuild them: silent
+//	                                                   and out of reach
+//	            ── point of no return ──
+//	Discard  drop the copies, forward        Activate  go on, then process
+//	         stragglers                                what had arrived
+//
+// Until the point of no return, Thaw on the donor undoes everything and the
+// connections go on there as if no time had passed; the target's half-built
+// ones are Discarded. At every instant at most one side can send. Which side
+// crosses the point of no return, and how both learn of it, is up to the
+// caller: this package moves connections, it does not decide.
+//
+// The connection's clock stands still between Freeze and Activate or Thaw.
+// Ages and remaining times travel, not instants, so the two hosts need no
+// common clock, and the timestamps the peer sees go on without a jump.
+//
+// # The application
+//
+// From Freeze on, calls on the donor's [stack.Conn] wait, within their
+// deadlines. After Discard they fail with [ErrMoved], which is also a
+// [net.ErrClosed]; after Thaw they go on. The target's Activate returns fresh
+// connections. What an application had written is in the snapshot; what it had
+// read is not.
+//
+// # A move within one process
+//
+//	donor := migrate.NewClientDonor(a, client)
+//	if err := donor.Freeze(); err != nil {
+//		return err // nothing has happened
+//	}
+//	snap, err := donor.Export(nil)
+//	if err != nil {
+//		return errors.Join(err, donor.Thaw())
+//	}
+//	target, err := migrate.Import(b, snap)
+//	if err != nil {
+//		return errors.Join(err, donor.Thaw())
+//	}
+//	late, err := donor.Discard(b.Inject, time.Minute) // no way back
+//	if err != nil {
+//		return err
+//	}
+//	conns, err := target.Activate(late...)
+package migrate

@@ -1,0 +1,386 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/distributed-servers/ds/migrate/internal/gvtcp"
+	"github.com/distributed-servers/ds/migrate/snapshot"
+	"github.com/distributed-servers/ds/stack"
+)
+
+// Donor gives connections away. Its methods may be called from several
+// goroutines; those that make no sense in its state fail with [ErrOrder] and
+// do nothing.
+//
+//	          Drain
+//	           ┌─┐
+//	           ▼ │       Freeze          Export             Discard
+//	NewDonor ► idle ─────────────► frozen ──────► exported ─────────► done
+//	             ▲                   │              │
+//	             └───────── Thaw ────┴──────────────┘
+type Donor struct {
+	stack  *stack.Stack
+	client netip.Addr  // of a client donor
+	conn   *stack.Conn // of a donor of one connection
+
+	mu     sync.Mutex
+	state  donorState
+	hold   *stack.Hold
+	conns  []donated
+	inline [1]donated // backs conns: most clients have one
+	// packets are segments that listeners had, in front of what the hold has.
+	packets [][]byte
+	drained []*stack.Conn // whose writes are blocked since Drain
+	snap    snapshot.Snapshot
+	record  [1]snapshot.Conn // backs snap.Conns
+}
+
+type donorState uint8
+
+const (
+	donorIdle donorState = iota
+	donorFrozen
+	donorExported
+	donorDone
+)
+
+func (s donorState) String() string {
+	return [...]string{"not frozen", "frozen", "exported", "done"}[s]
+}
+
+// donated is a connection being given away.
+type donated struct {
+	conn   *stack.Conn
+	frozen *gvtcp.Frozen
+	// listener is where the connection waited to be accepted, nil if an
+	// application has it.
+	listener *stack.Listener
+}
+
+// NewDonor prepares to give away one connection. Other connections of the same
+// client stay; it is the caller's business that the client's packets are
+// routed to both.
+func NewDonor(c *stack.Conn) *Donor { return &Donor{stack: c.Stack(), conn: c} }
+
+// NewClientDonor prepares to give away all connections of a client: all or
+// none, including those that the application has closed or not yet accepted.
+func NewClientDonor(s *stack.Stack, client netip.Addr) *Donor {
+	return &Donor{stack: s, client: client.Unmap()}
+}
+
+func (d *Donor) String() string {
+	if d.conn != nil {
+		return d.conn.Tuple().String()
+	}
+	return "client " + d.client.String()
+}
+
+func (d *Donor) expect(op string, want ...donorState) error {
+	for _, s := range want {
+		if d.state == s {
+			return nil
+		}
+	}
+	return failed(op, d, fmt.Errorf("%w: it is %s", ErrOrder, d.state))
+}
+
+// Drain waits until everything the application has written was sent and
+// acknowledged, so that a snapshot taken then is small; the application's
+// writes wait from here on. After an error (that of ctx, as a rule), writes go
+// on; otherwise they wait until Thaw or Discard. Drain is optional.
+func (d *Donor) Drain(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.expect("drain", donorIdle); err != nil {
+		return err
+	}
+	if err := Check(); err != nil {
+		return err
+	}
+	conns := []*stack.Conn{d.conn}
+	if d.conn == nil {
+		conns = d.stack.ConnsOf(d.client)
+	}
+	for _, c := range conns {
+		c.BlockWrites(true)
+	}
+	for _, c := range conns {
+		if err := drain(ctx, c); err != nil {
+			for _, c := range conns {
+				c.BlockWrites(false)
+			}
+			return failed("drain", d, err)
+		}
+	}
+	d.drained = conns
+	return nil
+}
+
+// drain waits for one connection's send buffer to run empty, woken by netstack.
+func drain(ctx context.Context, c *stack.Conn) error {
+	entry, ch := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
+	c.Queue().EventRegister(&entry)
+	defer c.Queue().EventUnregister(&entry)
+	b := gvtcp.BeginDrain(c.Endpoint())
+	defer b.End()
+	for !b.Empty() {
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// release lets writes go on that Drain has blocked.
+func (d *Donor) release() {
+	for _, c := range d.drained {
+		c.BlockWrites(false)
+	}
+	d.drained = nil
+}
+
+// Freeze stops the connections: their packets are held at the link, the
+// application's calls wait, their timers stand still. It stops all or none.
+// The error can be [ErrHandshake], [ErrEnded], [ErrBusy] or [ErrMoved].
+func (d *Donor) Freeze() error {
+	if err := Check(); err != nil {
+		return err
+	}
+	return d.freeze()
+}
+
+func (d *Donor) freeze() (err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.expect("freeze", donorIdle); err != nil {
+		return err
+	}
+	if d.conn != nil {
+		d.hold, err = d.stack.HoldConn(d.conn.Tuple())
+	} else {
+		d.hold, err = d.stack.HoldClient(d.client)
+	}
+	if err != nil {
+		return failed("freeze", d, err)
+	}
+	// Nothing comes in any more. What is in already: in the listeners' queues,
+	// which must not be left to them, and in the connections'.
+	d.conns = d.inline[:0]
+	if err = d.collect(); err == nil {
+		err = d.stop()
+	}
+	if err != nil {
+		d.undo()
+		return failed("freeze", d, err)
+	}
+	d.state = donorFrozen
+	return nil
+}
+
+// collect finds the connections, and takes what listeners have of them.
+func (d *Donor) collect() error {
+	match := func(id gstack.TransportEndpointID) bool {
+		remote := netip.AddrPortFrom(addrOf(id.RemoteAddress), id.RemotePort)
+		if d.conn == nil {
+			return remote.Addr() == d.client
+		}
+		return stack.Tuple{Local: netip.AddrPortFrom(addrOf(id.LocalAddress), id.LocalPort), Remote: remote} == d.conn.Tuple()
+	}
+	for _, l := range d.stack.Listeners() {
+		t := gvtcp.Take(l.Endpoint(), match)
+		if t.Handshakes > 0 {
+			return fmt.Errorf("%w: %d at listener %s", ErrHandshake, t.Handshakes, l.Addr())
+		}
+		d.packets = append(d.packets, t.Packets...)
+		for _, ep := range t.Ready {
+			d.conns = append(d.conns, donated{conn: d.stack.Adopt(ep, gvtcp.Queue(ep)), listener: l})
+		}
+	}
+	if d.conn != nil {
+		d.conns = append(d.conns, donated{conn: d.conn, listener: d.withdraw(d.conn)})
+		return nil
+	}
+	ready := len(d.conns)
+	for _, c := range d.stack.ConnsOf(d.client) {
+		known := false
+		for i := range ready {
+			known = known || d.conns[i].conn == c
+		}
+		if !known {
+			d.conns = append(d.conns, donated{conn: c, listener: d.withdraw(c)})
+		}
+	}
+	return nil
+}
+
+// withdraw takes a connection that moved here back from the listener that it
+// waits at, if it does.
+func (d *Donor) withdraw(c *stack.Conn) *stack.Listener {
+	if l := d.stack.ListenerFor(c.Tuple().Local); l != nil && l.Withdraw(c) {
+		return l
+	}
+	return nil
+}
+
+// stop freezes the connections collected. Of a client's, those that have ended
+// meanwhile do not count.
+func (d *Donor) stop() error {
+	if d.stack.Netstack().CheckLocalAddress(0, protocolOf(d.remote()), gstackAddr(d.remote())) != 0 {
+		return ErrLocal
+	}
+	live := d.conns[:0]
+	for i, c := range d.conns {
+		err := c.conn.Suspend()
+		if err == nil {
+			c.frozen, err = gvtcp.Freeze(d.stack.Netstack(), c.conn.Endpoint())
+			if err != nil {
+				c.conn.Resume()
+			}
+		}
+		switch {
+		case err == nil:
+			live = append(live, c)
+		case errors.Is(err, ErrEnded) && d.conn == nil:
+			if c.listener != nil {
+				c.listener.Deliver(c.conn) // for Accept to find out
+			}
+		default:
+			d.conns = append(live, d.conns[i:]...)
+			return fmt.Errorf("%s: %w", c.conn.Tuple(), err)
+		}
+	}
+	d.conns = live
+	if len(live) == 0 && len(d.packets) == 0 {
+		return ErrEnded
+	}
+	return nil
+}
+
+func (d *Donor) remote() netip.Addr {
+	if d.conn != nil {
+		return d.conn.Tuple().Remote.Addr()
+	}
+	return d.client
+}
+
+// undo lets everything go on where it was.
+func (d *Donor) undo() error {
+	var errs []error
+	for _, c := range d.conns {
+		if c.frozen != nil {
+			if err := c.frozen.Thaw(); err != nil {
+				// Only a stack being closed refuses; nothing is left to save.
+				c.frozen.Discard()
+				errs = append(errs, fmt.Errorf("%s: %w", c.conn.Tuple(), err))
+			}
+			c.conn.Resume()
+		}
+		if c.listener != nil {
+			if err := c.listener.Deliver(c.conn); err != nil {
+				c.conn.Endpoint().Abort() // as the listener's Close would have
+			}
+		}
+	}
+	d.hold.Release(d.packets...)
+	d.reset()
+	return errors.Join(errs...)
+}
+
+func (d *Donor) reset() {
+	clear(d.conns)
+	d.conns, d.packets, d.hold = nil, nil, nil
+	d.snap, d.record[0] = snapshot.Snapshot{}, snapshot.Conn{}
+}
+
+// Conns returns the frozen connections, in the order of the snapshot and of
+// what [Target.Activate] returns. Those without an application are among them.
+func (d *Donor) Conns() []*stack.Conn {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	cs := make([]*stack.Conn, len(d.conns))
+	for i, c := range d.conns {
+		cs[i] = c.conn
+	}
+	return cs
+}
+
+// Export appends the snapshot of the frozen connections to b. It can be called
+// again, with the same result. After an error the connections are still frozen.
+func (d *Donor) Export(b []byte) ([]byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.expect("export", donorFrozen, donorExported); err != nil {
+		return b, err
+	}
+	d.snap = snapshot.Snapshot{Client: d.client, Conns: d.record[:]}
+	if len(d.conns) != 1 {
+		d.snap.Conns = make([]snapshot.Conn, len(d.conns))
+	}
+	for i, c := range d.conns {
+		r := &d.snap.Conns[i]
+		if err := c.frozen.Capture(r); err != nil {
+			return b, failed("export", d, err)
+		}
+		r.Unaccepted = c.listener != nil
+	}
+	out, err := snapshot.Append(b, &d.snap)
+	if err != nil {
+		return b, failed("export", d, err)
+	}
+	d.state = donorExported
+	return out, nil
+}
+
+// Thaw undoes Freeze, and Drain. The connections go on as if no time had
+// passed; packets that arrived meanwhile are processed now. A target that has
+// imported the snapshot must not activate it.
+func (d *Donor) Thaw() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state == donorIdle && d.drained != nil {
+		d.release()
+		return nil
+	}
+	if err := d.expect("thaw", donorFrozen, donorExported); err != nil {
+		return err
+	}
+	err := d.undo()
+	d.release()
+	d.state = donorIdle
+	if err != nil {
+		return failed("thaw", d, err)
+	}
+	return nil
+}
+
+// Discard gives the connections up: calls on them fail with [ErrMoved], and
+// their copies here are dropped with nothing on the wire. It returns the
+// packets that have arrived since Freeze, for [Target.Activate]; those that
+// arrive from now on go to forward for the time of grace, as
+// [stack.Hold.Forward] says. Only exported connections can be discarded.
+func (d *Donor) Discard(forward func(packet []byte), grace time.Duration) (late [][]byte, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.expect("discard", donorExported); err != nil {
+		return nil, err
+	}
+	late = append(d.packets, d.hold.Forward(forward, grace)...)
+	for _, c := range d.conns {
+		c.conn.Detach()
+		c.frozen.Discard()
+	}
+	d.release()
+	d.reset()
+	d.state = donorDone
+	return late, nil
+}

@@ -1,0 +1,33 @@
+// Package stack is a TCP/IP stack on a link: gVisor's netstack in the
+// application's own process, with listeners and connections that are ordinary
+// [net.Listener] and [net.Conn].
+//
+// # Theory of operation
+//
+// A [Stack] reads whole IP packets from a [tun.Device] and writes its own
+// there. Between device and netstack stands the filter:
+//
+//	device ──read──► filter ──► netstack ──► Conn ──► application
+//	device ◄─write── filter ◄── netstack ◄── Conn ◄── application
+//
+// The filter normally passes everything. A [Hold] makes it keep the packets of
+// one connection or of one client, in order and bounded, both ways, together
+// with the ICMP errors that quote them. A held connection can be taken apart
+// and rebuilt elsewhere (package migrate) while nothing reaches it and nobody
+// answers for it. A hold ends in one of two ways: Release delivers what it
+// kept, or Forward turns it into the moved filter, which hands every later
+// packet to a function and never to the netstack. Without that, the listener
+// would answer a straggler with a reset.
+//
+// A [Conn] stands between the application and its endpoint. Calls pass a gate;
+// Suspend closes the gate, so that calls wait (their deadlines still count)
+// while the endpoint is taken apart. Resume opens it again; Detach makes every
+// waiting and later call fail with [ErrMoved].
+//
+// # A server in a few lines
+//
+//	dev, err := tun.Open(tun.Config{Routes: []netip.Prefix{service}})
+//	s, err := stack.New(stack.Config{Device: dev, Addrs: []netip.Addr{addr}})
+//	l, err := s.Listen("tcp", ":80")
+//	err = http.Serve(l, handler)
+package stack

@@ -1,0 +1,313 @@
+package stack
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+)
+
+// ErrHeld means that the packets of this connection or client are being held
+// already: somebody else is moving it. Try again when that is over.
+var ErrHeld = errors.New("stack: packets are held already")
+
+// packetOverhead is what a kept packet costs beside its octets, so that a
+// flood of tiny ones is bounded too.
+const packetOverhead = 64
+
+// filter decides about each packet between device and netstack.
+//
+//	                 Hold             Forward
+//	(passes)  ──────────────► held ─────────────► moved
+//	   ▲                       │                    │
+//	   └───────── Release ─────┴── grace over, or ──┘
+//	                               Hold again
+type filter struct {
+	limit int // octets a hold keeps each way
+
+	// deliver serialises the inbound path with changes of the table: packets
+	// pass under the read lock, so that Hold, which takes the write lock,
+	// returns only when none is between check and netstack any more.
+	deliver sync.RWMutex
+
+	// mu guards the tables. The outbound path takes it alone, for it can run
+	// inside the inbound one.
+	mu      sync.RWMutex
+	n       atomic.Int32 // entries in both tables; 0 is the fast path
+	tuples  map[Tuple]*Hold
+	clients map[netip.Addr]*Hold
+}
+
+// find returns the entry for a flow, nil if it passes. mu is held.
+func (f *filter) find(fl flow) *Hold {
+	if h := f.clients[fl.tuple.Remote.Addr()]; h != nil {
+		return h
+	}
+	if fl.ports {
+		return f.tuples[fl.tuple]
+	}
+	for t, h := range f.tuples {
+		if t.Local.Addr() == fl.tuple.Local.Addr() && t.Remote.Addr() == fl.tuple.Remote.Addr() {
+			return h
+		}
+	}
+	return nil
+}
+
+// Hold is a set of connections whose packets the filter keeps or forwards. Its
+// methods may be called from several goroutines.
+type Hold struct {
+	link   *link
+	client netip.Addr // zero: tuple
+	tuple  Tuple
+
+	mu      sync.Mutex
+	done    bool // left the table
+	forward func(p []byte)
+	expire  tcpip.Timer
+	in, out packetQueue
+}
+
+// packetQueue keeps packets in order of arrival up to a limit of octets.
+type packetQueue struct {
+	packets [][]byte
+	octets  int
+	dropped uint64
+}
+
+func (q *packetQueue) push(p []byte, limit int) {
+	if q.octets+len(p)+packetOverhead > limit {
+		q.dropped++
+		return
+	}
+	q.octets += len(p) + packetOverhead
+	q.packets = append(q.packets, append([]byte(nil), p...))
+}
+
+func (q *packetQueue) take() [][]byte {
+	p := q.packets
+	q.packets, q.octets = nil, 0
+	return p
+}
+
+// HoldConn keeps the packets of one connection from now on. When it returns,
+// no packet of it is between device and netstack.
+func (s *Stack) HoldConn(t Tuple) (*Hold, error) {
+	return s.link.hold(&Hold{link: s.link, tuple: t})
+}
+
+// HoldClient keeps the packets of all connections of a client, present and
+// future. When it returns, none of them is between device and netstack.
+func (s *Stack) HoldClient(client netip.Addr) (*Hold, error) {
+	return s.link.hold(&Hold{link: s.link, client: client})
+}
+
+func (l *link) hold(h *Hold) (*Hold, error) {
+	f := &l.filter
+	f.deliver.Lock()
+	defer f.deliver.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	// A moved entry gives way: the connection has come back.
+	if err := f.yield(f.clients[h.remote()]); err != nil {
+		return nil, err
+	}
+	if h.client.IsValid() {
+		for t, other := range f.tuples {
+			if t.Remote.Addr() == h.client {
+				if err := f.yield(other); err != nil {
+					return nil, err
+				}
+			}
+		}
+		f.clients[h.client] = h
+	} else {
+		if err := f.yield(f.tuples[h.tuple]); err != nil {
+			return nil, err
+		}
+		f.tuples[h.tuple] = h
+	}
+	f.n.Add(1)
+	return h, nil
+}
+
+// yield removes a moved entry; one that holds stays, which is an error.
+func (f *filter) yield(h *Hold) error {
+	if h == nil {
+		return nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.forward == nil {
+		return fmt.Errorf("%w: %s", ErrHeld, h)
+	}
+	f.remove(h)
+	return nil
+}
+
+// remove takes h out of the table. mu and h.mu are held.
+func (f *filter) remove(h *Hold) {
+	if h.done {
+		return
+	}
+	h.done = true
+	if h.expire != nil {
+		h.expire.Stop()
+	}
+	if h.client.IsValid() {
+		delete(f.clients, h.client)
+	} else {
+		delete(f.tuples, h.tuple)
+	}
+	f.n.Add(-1)
+}
+
+func (h *Hold) remote() netip.Addr {
+	if h.client.IsValid() {
+		return h.client
+	}
+	return h.tuple.Remote.Addr()
+}
+
+func (h *Hold) String() string {
+	if h.client.IsValid() {
+		return "client " + h.client.String()
+	}
+	return h.tuple.String()
+}
+
+// Release ends the hold. It delivers first, in order, then what was kept, and
+// only then what arrives from now on; likewise outbound.
+func (h *Hold) Release(first ...[]byte) {
+	f := &h.link.filter
+	f.deliver.Lock()
+	defer f.deliver.Unlock()
+	f.mu.Lock()
+	h.mu.Lock()
+	if h.done {
+		h.mu.Unlock()
+		f.mu.Unlock()
+		return
+	}
+	f.remove(h)
+	in, out := h.in.take(), h.out.take()
+	h.mu.Unlock()
+	f.mu.Unlock()
+	for _, p := range first {
+		h.link.deliver(p)
+	}
+	for _, p := range in {
+		h.link.deliver(p)
+	}
+	for _, p := range out {
+		h.link.send(p)
+	}
+}
+
+// Forward turns the hold into a moved filter: it returns the inbound packets
+// kept so far, and every later one goes to forward, never to the netstack, so
+// that nobody here answers for a connection that lives elsewhere. Outbound
+// packets are dropped. forward is called on the reading goroutine, so it must
+// not block, and must not keep its argument; nil drops. The filter ends after grace
+// (0 or less: at once), by the stack's clock, or when the connection is held
+// here again.
+func (h *Hold) Forward(forward func(p []byte), grace time.Duration) (late [][]byte) {
+	f := &h.link.filter
+	if forward == nil {
+		forward = func([]byte) {}
+	}
+	f.deliver.Lock()
+	defer f.deliver.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.done {
+		return nil
+	}
+	late = h.in.take()
+	h.out.take()
+	h.forward = forward
+	if grace <= 0 {
+		f.remove(h)
+		return late
+	}
+	h.expire = h.link.clock.AfterFunc(grace, h.stop)
+	return late
+}
+
+// stop ends a moved filter whose grace is over.
+func (h *Hold) stop() {
+	f := &h.link.filter
+	f.mu.Lock()
+	h.mu.Lock()
+	f.remove(h)
+	h.mu.Unlock()
+	f.mu.Unlock()
+}
+
+// Dropped is how many packets found the hold full, inbound and outbound.
+func (h *Hold) Dropped() (in, out uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.in.dropped, h.out.dropped
+}
+
+// inbound decides about a packet from the device: taken means that it does not
+// go to the netstack, forward, if not nil, that it goes there instead. The read
+// lock of deliver is held; forward must be called without it, since it may end
+// in another stack's deliver.
+func (f *filter) inbound(p []byte) (taken bool, forward func(p []byte)) {
+	if f.n.Load() == 0 {
+		return false, nil
+	}
+	fl, ok := inboundFlow(p)
+	if !ok {
+		return false, nil
+	}
+	f.mu.RLock()
+	h := f.find(fl)
+	f.mu.RUnlock()
+	if h == nil {
+		return false, nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.done {
+		return false, nil
+	}
+	if h.forward == nil {
+		h.in.push(p, f.limit)
+	}
+	return true, h.forward
+}
+
+// outbound decides about a packet of the netstack.
+func (f *filter) outbound(p []byte) (taken bool) {
+	if f.n.Load() == 0 {
+		return false
+	}
+	fl, ok := outboundFlow(p)
+	if !ok {
+		return false
+	}
+	f.mu.RLock()
+	h := f.find(fl)
+	f.mu.RUnlock()
+	if h == nil {
+		return false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.done {
+		return false
+	}
+	if h.forward == nil {
+		h.out.push(p, f.limit)
+	}
+	return true
+}

@@ -1,0 +1,177 @@
+package stack
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// This file is what package migrate uses to take connections apart and to put
+// them together; applications do not need it.
+
+// ErrSuspended means that somebody else is moving the connection.
+var ErrSuspended = errors.New("stack: connection is being moved already")
+
+// Endpoint is netstack's side of the connection.
+func (c *Conn) Endpoint() *tcp.Endpoint { return c.ep }
+
+// Queue is where the endpoint reports its events.
+func (c *Conn) Queue() *waiter.Queue { return c.wq }
+
+// Suspend makes the application's calls wait. When it returns none is in the
+// endpoint. It fails with ErrMoved or ErrSuspended.
+func (c *Conn) Suspend() error {
+	c.gate.mu.Lock()
+	defer c.gate.mu.Unlock()
+	switch {
+	case c.gate.state&gateMoved != 0:
+		return ErrMoved
+	case c.gate.state&gateSuspended != 0:
+		return ErrSuspended
+	}
+	c.gate.state |= gateSuspended
+	return nil
+}
+
+// Resume lets the calls go on. A Close that came meanwhile takes effect now.
+func (c *Conn) Resume() {
+	c.gate.mu.Lock()
+	due := c.gate.state&gateCloseDue != 0
+	c.gate.state &^= gateSuspended | gateCloseDue
+	c.gate.mu.Unlock()
+	if due {
+		c.ep.Close()
+	}
+	c.wq.Notify(anyEvent)
+}
+
+// BlockWrites makes Write wait, or go on again, without touching other calls.
+func (c *Conn) BlockWrites(block bool) {
+	c.gate.mu.Lock()
+	if block {
+		c.gate.state |= gateNoWrite
+	} else {
+		c.gate.state &^= gateNoWrite
+	}
+	c.gate.mu.Unlock()
+	if !block {
+		c.wq.Notify(waiter.WritableEvents)
+	}
+}
+
+// Detach makes waiting and later calls fail with [ErrMoved] and forgets the
+// connection. The endpoint is the caller's to discard.
+func (c *Conn) Detach() {
+	c.gate.mu.Lock()
+	c.gate.state = c.gate.state&^gateCloseDue | gateMoved
+	c.gate.mu.Unlock()
+	c.wq.EventUnregister(&c.hup)
+	c.stack.unlist(c)
+	c.wq.Notify(anyEvent)
+}
+
+// Restored returns a suspended Conn for a connection that is being rebuilt:
+// make its endpoint with its Queue, then Attach.
+func (s *Stack) Restored(t Tuple) *Conn {
+	c := &Conn{stack: s, tuple: t}
+	c.wq = &c.queue
+	c.gate.state = gateSuspended
+	return c
+}
+
+// Attach completes a Restored Conn. orphan means that the application has
+// closed it before it moved.
+func (c *Conn) Attach(ep *tcp.Endpoint, orphan bool) {
+	c.ep = ep
+	if orphan {
+		c.gate.state |= gateClosed
+	}
+	c.stack.list(c)
+}
+
+// Adopt wraps an endpoint that netstack made and nobody has accepted.
+func (s *Stack) Adopt(ep *tcp.Endpoint, wq *waiter.Queue) *Conn { return s.newConn(ep, wq) }
+
+// ConnsOf returns the connections of a client: accepted, dialled, being
+// dialled, and closed by the application but not yet ended.
+func (s *Stack) ConnsOf(client netip.Addr) []*Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var cs []*Conn
+	for c := s.clients[client]; c != nil; c = c.next {
+		cs = append(cs, c)
+	}
+	return cs
+}
+
+// Clients returns the addresses that have connections here.
+func (s *Stack) Clients() []netip.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	as := make([]netip.Addr, 0, len(s.clients))
+	for a := range s.clients {
+		as = append(as, a)
+	}
+	return as
+}
+
+// Listeners returns the open listeners.
+func (s *Stack) Listeners() []*Listener {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ls := make([]*Listener, 0, len(s.listeners))
+	for l := range s.listeners {
+		ls = append(ls, l)
+	}
+	return ls
+}
+
+// ListenerFor returns the listener that would accept a connection to local,
+// the most specific one, or nil.
+func (s *Stack) ListenerFor(local netip.AddrPort) *Listener {
+	var found *Listener
+	for _, l := range s.Listeners() {
+		if l.covers(local) && (found == nil || !l.addr.Addr().IsUnspecified()) {
+			found = l
+		}
+	}
+	return found
+}
+
+// Endpoint is netstack's side of the listener.
+func (l *Listener) Endpoint() *tcp.Endpoint { return l.ep }
+
+// Deliver gives an established connection to Accept.
+func (l *Listener) Deliver(c *Conn) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return fmt.Errorf("stack: deliver to listener %s: closed", l.addr)
+	}
+	l.ready = append(l.ready, c)
+	l.wq.Notify(waiter.ReadableEvents)
+	return nil
+}
+
+// Withdraw takes back connections from one client that were Delivered and not
+// yet accepted.
+func (l *Listener) Withdraw(c *Conn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, r := range l.ready {
+		if r == c {
+			l.ready = append(l.ready[:i:i], l.ready[i+1:]...)
+			return true
+		}
+	}
+	return false
+}
+
+func transportID(info tcpip.EndpointInfo) gstack.TransportEndpointID {
+	return info.(*gstack.TransportEndpointInfo).ID
+}

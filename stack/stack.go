@@ -1,0 +1,229 @@
+package stack
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+
+	"github.com/distributed-servers/ds/tun"
+)
+
+// nicID is the netstack's number of the one interface a Stack has.
+const nicID tcpip.NICID = 1
+
+// Defaults of [Config].
+const (
+	// DefaultHoldLimit is the default of Config.HoldLimit: room for two full
+	// receive windows.
+	DefaultHoldLimit = 16 << 20
+	// DefaultMaxBuffer is the default of Config.MaxBuffer, what one
+	// connection may buffer each way: 8 MiB fills 640 Mbit/s at 100 ms.
+	DefaultMaxBuffer = 8 << 20
+)
+
+// ErrClosed is returned by calls on a closed Stack.
+var ErrClosed = errors.New("stack: closed")
+
+// Config says how to build a [Stack]. Device and Addrs are required.
+type Config struct {
+	// Device carries the packets. The Stack reads from it alone; Close closes
+	// it.
+	Device tun.Device
+
+	// Addrs are the IPv6 and IPv4 addresses that the Stack answers for.
+	Addrs []netip.Addr
+
+	// Clock drives TCP's timers. Nil means the system's monotonic clock.
+	Clock tcpip.Clock
+
+	// HoldLimit is how many octets one [Hold] keeps in each direction before
+	// it drops the newest, 0 means [DefaultHoldLimit].
+	HoldLimit int
+
+	// MaxBuffer bounds the send buffer and the receive buffer of a
+	// connection, in octets, up to which auto-tuning grows them; 0 means
+	// [DefaultMaxBuffer].
+	MaxBuffer int
+
+	// CongestionControl is "cubic" or "reno"; empty means "cubic".
+	CongestionControl string
+}
+
+// Stack is a TCP/IP stack on one link. Its methods may be called from several
+// goroutines.
+type Stack struct {
+	ns   *gstack.Stack
+	link *link
+
+	mu        sync.Mutex
+	closed    bool
+	listeners map[*Listener]struct{}
+	clients   map[netip.Addr]*Conn // heads of lists, see Conn.next
+}
+
+// New builds a Stack and starts reading from its device.
+func New(cfg Config) (*Stack, error) {
+	if cfg.Device == nil {
+		return nil, errors.New("stack: new: Config.Device is nil; open one with tun.Open or tuntest.Pair")
+	}
+	if len(cfg.Addrs) == 0 {
+		return nil, errors.New("stack: new: Config.Addrs is empty; name the addresses to answer for")
+	}
+	if cfg.HoldLimit == 0 {
+		cfg.HoldLimit = DefaultHoldLimit
+	}
+	if cfg.MaxBuffer == 0 {
+		cfg.MaxBuffer = DefaultMaxBuffer
+	}
+	if cfg.CongestionControl == "" {
+		cfg.CongestionControl = "cubic"
+	}
+	s := &Stack{
+		ns: gstack.New(gstack.Options{
+			NetworkProtocols:   []gstack.NetworkProtocolFactory{ipv6.NewProtocol, ipv4.NewProtocol},
+			TransportProtocols: []gstack.TransportProtocolFactory{tcp.NewProtocol, icmp.NewProtocol6, icmp.NewProtocol4},
+			Clock:              newClock(cfg.Clock),
+			HandleLocal:        true,
+		}),
+		listeners: make(map[*Listener]struct{}),
+		clients:   make(map[netip.Addr]*Conn),
+	}
+	s.link = newLink(cfg.Device, s.ns.Clock(), cfg.HoldLimit)
+	if err := s.configure(cfg); err != nil {
+		s.ns.Destroy()
+		return nil, fmt.Errorf("stack: new: %w", err)
+	}
+	s.link.start()
+	return s, nil
+}
+
+func (s *Stack) configure(cfg Config) error {
+	if err := s.ns.CreateNIC(nicID, s.link); err != nil {
+		return fmt.Errorf("create interface on %s: %s", cfg.Device.Name(), err)
+	}
+	for _, a := range cfg.Addrs {
+		if err := s.addAddr(a); err != nil {
+			return err
+		}
+	}
+	s.ns.SetRouteTable([]tcpip.Route{
+		{Destination: header.IPv6EmptySubnet, NIC: nicID},
+		{Destination: header.IPv4EmptySubnet, NIC: nicID},
+	})
+	return tuneTCP(s.ns, cfg)
+}
+
+func (s *Stack) addAddr(a netip.Addr) error {
+	if !a.IsValid() || a.IsUnspecified() || a.Is4In6() || a.Zone() != "" {
+		return fmt.Errorf("address %q: want an IPv6 or IPv4 unicast address without zone", a)
+	}
+	err := s.ns.AddProtocolAddress(nicID, tcpip.ProtocolAddress{
+		Protocol:          protocolOf(a),
+		AddressWithPrefix: toAddress(a).WithPrefix(),
+	}, gstack.AddressProperties{})
+	if err != nil {
+		return fmt.Errorf("address %s: %s", a, err)
+	}
+	return nil
+}
+
+// AddAddr makes the Stack answer for one more address.
+func (s *Stack) AddAddr(a netip.Addr) error {
+	if err := s.addAddr(a); err != nil {
+		return fmt.Errorf("stack: add %w", err)
+	}
+	return nil
+}
+
+// tuneTCP sets TCP up as the heaviest public users of netstack do.
+func tuneTCP(ns *gstack.Stack, cfg Config) error {
+	sack := tcpip.TCPSACKEnabled(true)                     // off by default; every peer has it, and RACK needs it
+	rack := tcpip.TCPRACKLossDetection                     // measured here under loss: see BenchmarkLossy
+	moderate := tcpip.TCPModerateReceiveBufferOption(true) // grow the receive buffer with the bandwidth-delay product
+	cc := tcpip.CongestionControlOption(cfg.CongestionControl)
+	def := min(tcp.DefaultReceiveBufferSize, cfg.MaxBuffer)
+	rcv := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: def, Max: cfg.MaxBuffer}
+	def = min(tcp.DefaultSendBufferSize, cfg.MaxBuffer)
+	snd := tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: def, Max: cfg.MaxBuffer}
+	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &rack, &moderate, &cc, &rcv, &snd} {
+		if err := ns.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
+			return fmt.Errorf("TCP option %T = %v: %s", o, o, err)
+		}
+	}
+	return nil
+}
+
+// Netstack is the gVisor stack inside, for package migrate and for statistics.
+func (s *Stack) Netstack() *gstack.Stack { return s.ns }
+
+// MTU is the device's, in octets.
+func (s *Stack) MTU() int { return int(s.link.MTU()) }
+
+// Pause stops reading from the device and returns when no packet is on its way
+// in any more. Arriving packets wait in the device's queue. With the device's
+// descriptor handed to another process, that process may go on reading where
+// this one stopped.
+func (s *Stack) Pause() error { return s.link.pause() }
+
+// Resume undoes Pause.
+func (s *Stack) Resume() error { return s.link.resume() }
+
+// Inject delivers a packet as if it had come from the device: a held packet of
+// another node, or a straggler that it forwards. It keeps no reference to p.
+func (s *Stack) Inject(p []byte) { s.link.receive(p) }
+
+// Closed tells whether Close was called.
+func (s *Stack) Closed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
+// Close resets the connections that are still open, as the end of a process
+// does in a kernel, and closes the device. Frozen connections are not touched:
+// they belong to whoever froze them.
+func (s *Stack) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	ls := make([]*Listener, 0, len(s.listeners))
+	for l := range s.listeners {
+		ls = append(ls, l)
+	}
+	s.mu.Unlock()
+	for _, l := range ls {
+		l.Close()
+	}
+	s.ns.Close() // aborts what is registered, stops the protocol goroutines
+	err := s.link.stop()
+	s.ns.Wait()
+	return err
+}
+
+func protocolOf(a netip.Addr) tcpip.NetworkProtocolNumber {
+	if a.Is4() {
+		return ipv4.ProtocolNumber
+	}
+	return ipv6.ProtocolNumber
+}
+
+func toAddress(a netip.Addr) tcpip.Address { return tcpip.AddrFromSlice(a.AsSlice()) }
+
+func fromAddress(a tcpip.Address) netip.Addr {
+	if a.Len() == 4 {
+		return netip.AddrFrom4(a.As4())
+	}
+	return netip.AddrFrom16(a.As16())
+}

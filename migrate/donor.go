@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,14 +34,12 @@ type Donor struct {
 
 	mu     sync.Mutex
 	state  donorState
-	hold   *stack.Hold
+	hold   stack.Hold
 	conns  []donated
 	inline [1]donated // backs conns: most clients have one
 	// packets are segments that listeners had, in front of what the hold has.
 	packets [][]byte
 	drained []*stack.Conn // whose writes are blocked since Drain
-	snap    snapshot.Snapshot
-	record  [1]snapshot.Conn // backs snap.Conns
 }
 
 type donorState uint8
@@ -58,8 +57,9 @@ func (s donorState) String() string {
 
 // donated is a connection being given away.
 type donated struct {
-	conn   *stack.Conn
-	frozen *gvtcp.Frozen
+	conn    *stack.Conn
+	frozen  gvtcp.Frozen
+	stopped bool // frozen holds it
 	// listener is where the connection waited to be accepted, nil if an
 	// application has it.
 	listener *stack.Listener
@@ -165,12 +165,8 @@ func (d *Donor) freeze() (err error) {
 	if err := d.expect("freeze", donorIdle); err != nil {
 		return err
 	}
-	if d.conn != nil {
-		d.hold, err = d.stack.HoldConn(d.conn.Tuple())
-	} else {
-		d.hold, err = d.stack.HoldClient(d.client)
-	}
-	if err != nil {
+	d.hold = stack.Hold{}
+	if err := d.stack.StartHold(&d.hold, d.tuple()); err != nil {
 		return failed("freeze", d, err)
 	}
 	// Nothing comes in any more. What is in already: in the listeners' queues,
@@ -190,11 +186,11 @@ func (d *Donor) freeze() (err error) {
 // collect finds the connections, and takes what listeners have of them.
 func (d *Donor) collect() error {
 	match := func(id gstack.TransportEndpointID) bool {
-		remote := netip.AddrPortFrom(addrOf(id.RemoteAddress), id.RemotePort)
+		t := stack.TupleOf(id)
 		if d.conn == nil {
-			return remote.Addr() == d.client
+			return t.Remote.Addr() == d.client
 		}
-		return stack.Tuple{Local: netip.AddrPortFrom(addrOf(id.LocalAddress), id.LocalPort), Remote: remote} == d.conn.Tuple()
+		return t == d.conn.Tuple()
 	}
 	for _, l := range d.stack.Listeners() {
 		t := gvtcp.Take(l.Endpoint(), match)
@@ -207,7 +203,7 @@ func (d *Donor) collect() error {
 		}
 	}
 	if d.conn != nil {
-		d.conns = append(d.conns, donated{conn: d.conn, listener: d.withdraw(d.conn)})
+		d.conns = append(d.conns, donated{conn: d.conn, listener: d.conn.Withdraw()})
 		return nil
 	}
 	ready := len(d.conns)
@@ -217,17 +213,8 @@ func (d *Donor) collect() error {
 			known = known || d.conns[i].conn == c
 		}
 		if !known {
-			d.conns = append(d.conns, donated{conn: c, listener: d.withdraw(c)})
+			d.conns = append(d.conns, donated{conn: c, listener: c.Withdraw()})
 		}
-	}
-	return nil
-}
-
-// withdraw takes a connection that moved here back from the listener that it
-// waits at, if it does.
-func (d *Donor) withdraw(c *stack.Conn) *stack.Listener {
-	if l := d.stack.ListenerFor(c.Tuple().Local); l != nil && l.Withdraw(c) {
-		return l
 	}
 	return nil
 }
@@ -235,49 +222,55 @@ func (d *Donor) withdraw(c *stack.Conn) *stack.Listener {
 // stop freezes the connections collected. Of a client's, those that have ended
 // meanwhile do not count.
 func (d *Donor) stop() error {
-	if d.stack.Netstack().CheckLocalAddress(0, protocolOf(d.remote()), gstackAddr(d.remote())) != 0 {
+	if d.stack.HasAddr(d.tuple().Remote.Addr()) {
 		return ErrLocal
 	}
-	live := d.conns[:0]
-	for i, c := range d.conns {
+	stopped := 0
+	for i := range d.conns {
+		c := &d.conns[i]
 		err := c.conn.Suspend()
 		if err == nil {
-			c.frozen, err = gvtcp.Freeze(d.stack.Netstack(), c.conn.Endpoint())
-			if err != nil {
+			if err = c.frozen.Freeze(d.stack.Netstack(), c.conn.Endpoint()); err != nil {
 				c.conn.Resume()
 			}
 		}
 		switch {
 		case err == nil:
-			live = append(live, c)
+			c.stopped = true
+			stopped++
 		case errors.Is(err, ErrEnded) && d.conn == nil:
-			if c.listener != nil {
-				c.listener.Deliver(c.conn) // for Accept to find out
-			}
 		default:
-			d.conns = append(live, d.conns[i:]...)
 			return fmt.Errorf("%s: %w", c.conn.Tuple(), err)
 		}
 	}
-	d.conns = live
-	if len(live) == 0 && len(d.packets) == 0 {
+	if stopped == 0 && len(d.packets) == 0 {
 		return ErrEnded
+	}
+	if stopped < len(d.conns) {
+		d.conns = slices.DeleteFunc(d.conns, func(c donated) bool {
+			if !c.stopped && c.listener != nil {
+				c.listener.Deliver(c.conn) // for Accept to find out
+			}
+			return !c.stopped
+		})
 	}
 	return nil
 }
 
-func (d *Donor) remote() netip.Addr {
+// tuple is what to hold.
+func (d *Donor) tuple() stack.Tuple {
 	if d.conn != nil {
-		return d.conn.Tuple().Remote.Addr()
+		return d.conn.Tuple()
 	}
-	return d.client
+	return stack.Tuple{Remote: netip.AddrPortFrom(d.client, 0)}
 }
 
 // undo lets everything go on where it was.
 func (d *Donor) undo() error {
 	var errs []error
-	for _, c := range d.conns {
-		if c.frozen != nil {
+	for i := range d.conns {
+		c := &d.conns[i]
+		if c.stopped {
 			if err := c.frozen.Thaw(); err != nil {
 				// Only a stack being closed refuses; nothing is left to save.
 				c.frozen.Discard()
@@ -298,8 +291,19 @@ func (d *Donor) undo() error {
 
 func (d *Donor) reset() {
 	clear(d.conns)
-	d.conns, d.packets, d.hold = nil, nil, nil
-	d.snap, d.record[0] = snapshot.Snapshot{}, snapshot.Conn{}
+	d.conns, d.packets = nil, nil
+}
+
+// scratch keeps snapshots in their parsed form between uses: a record has more
+// than a thousand octets, which few connections need all of.
+var scratch = sync.Pool{New: func() any { return &snapshot.Snapshot{Conns: make([]snapshot.Conn, 0, 1)} }}
+
+// recycle gives a snapshot back to scratch.
+func recycle(s *snapshot.Snapshot) {
+	for i := range s.Conns {
+		s.Conns[i].Reset() // its octets belong to somebody else
+	}
+	scratch.Put(s)
 }
 
 // Conns returns the frozen connections, in the order of the snapshot and of
@@ -322,18 +326,18 @@ func (d *Donor) Export(b []byte) ([]byte, error) {
 	if err := d.expect("export", donorFrozen, donorExported); err != nil {
 		return b, err
 	}
-	d.snap = snapshot.Snapshot{Client: d.client, Conns: d.record[:]}
-	if len(d.conns) != 1 {
-		d.snap.Conns = make([]snapshot.Conn, len(d.conns))
-	}
-	for i, c := range d.conns {
-		r := &d.snap.Conns[i]
+	snap := scratch.Get().(*snapshot.Snapshot)
+	defer recycle(snap)
+	snap.Client = d.client
+	snap.Conns = slices.Grow(snap.Conns[:0], len(d.conns))[:len(d.conns)]
+	for i := range d.conns {
+		c, r := &d.conns[i], &snap.Conns[i]
 		if err := c.frozen.Capture(r); err != nil {
 			return b, failed("export", d, err)
 		}
 		r.Unaccepted = c.listener != nil
 	}
-	out, err := snapshot.Append(b, &d.snap)
+	out, err := snapshot.Append(b, snap)
 	if err != nil {
 		return b, failed("export", d, err)
 	}
@@ -375,7 +379,8 @@ func (d *Donor) Discard(forward func(packet []byte), grace time.Duration) (late 
 		return nil, err
 	}
 	late = append(d.packets, d.hold.Forward(forward, grace)...)
-	for _, c := range d.conns {
+	for i := range d.conns {
+		c := &d.conns[i]
 		c.conn.Detach()
 		c.frozen.Discard()
 	}

@@ -3,9 +3,8 @@ package migrate
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
-
-	"gvisor.dev/gvisor/pkg/tcpip"
 
 	"github.com/distributed-servers/ds/migrate/internal/gvtcp"
 	"github.com/distributed-servers/ds/migrate/snapshot"
@@ -21,15 +20,19 @@ import (
 //	               └──Discard──► gone
 type Target struct {
 	stack *stack.Stack
-	name  name
 
-	mu    sync.Mutex
-	done  bool
-	holds []*stack.Hold
-	conns []received
-	// backing for the common case of one connection
-	oneHold [1]*stack.Hold
+	mu     sync.Mutex
+	done   bool
+	client netip.Addr
+	holds  []stack.Hold // those begun
+	conns  []received   // those rebuilt
+	out    []*stack.Conn
+	first  [][]byte // what the donor had received but not looked at
+
+	// Backing of these for one connection, which is what most clients have.
+	oneHold [1]stack.Hold
 	oneConn [1]received
+	oneOut  [1]*stack.Conn
 }
 
 // name is a fmt.Stringer for messages.
@@ -40,8 +43,8 @@ func (n name) String() string { return string(n) }
 // received is a connection being received.
 type received struct {
 	conn     *stack.Conn
-	restored *gvtcp.Restored
-	record   *snapshot.Conn
+	restored gvtcp.Restored
+	orphan   bool
 	listener *stack.Listener // where it waits to be accepted
 }
 
@@ -62,69 +65,81 @@ func importSnapshot(s *stack.Stack, b []byte) (*Target, error) {
 	if s.Closed() {
 		return nil, failed("import", name("snapshot"), stack.ErrClosed)
 	}
-	snap, err := snapshot.Parse(b)
-	if err != nil {
+	snap := scratch.Get().(*snapshot.Snapshot)
+	defer recycle(snap)
+	if err := snap.Parse(b); err != nil {
 		return nil, failed("import", name("snapshot"), err)
 	}
-	t := &Target{stack: s}
-	t.holds, t.conns = t.oneHold[:0], t.oneConn[:0]
-	if err := t.build(snap); err != nil {
+	t := &Target{stack: s, client: snap.Client}
+	t.holds, t.conns, t.out = t.oneHold[:0], t.oneConn[:0], t.oneOut[:]
+	if n := len(snap.Conns); n != 1 {
+		t.holds = make([]stack.Hold, 0, n)
+		t.conns = make([]received, 0, n)
+		t.out = make([]*stack.Conn, n)
+	}
+	if err := t.build(snap.Conns); err != nil {
 		t.drop()
-		return nil, failed("import", t.of(snap), err)
+		return nil, failed("import", t, err)
 	}
 	return t, nil
 }
 
-func (t *Target) of(snap *snapshot.Snapshot) fmt.Stringer {
-	if snap.Client.IsValid() {
-		return name("client " + snap.Client.String())
+// String names what is received.
+func (t *Target) String() string {
+	if t.client.IsValid() {
+		return "client " + t.client.String()
 	}
-	return name(fmt.Sprintf("%d connections", len(snap.Conns)))
+	return fmt.Sprintf("%d connection(s)", len(t.out))
 }
 
-func (t *Target) build(snap *snapshot.Snapshot) error {
-	if snap.Client.IsValid() {
-		if err := t.hold(t.stack.HoldClient(snap.Client)); err != nil {
+func (t *Target) build(records []snapshot.Conn) error {
+	if t.client.IsValid() {
+		if err := t.hold(stack.Tuple{Remote: netip.AddrPortFrom(t.client, 0)}); err != nil {
 			return err
 		}
 	}
-	for i := range snap.Conns {
-		c := &snap.Conns[i]
+	for i := range records {
+		c := &records[i]
 		tuple := stack.Tuple{Local: c.Local, Remote: c.Remote}
-		if !snap.Client.IsValid() {
-			if err := t.hold(t.stack.HoldConn(tuple)); err != nil {
+		if !t.client.IsValid() {
+			if err := t.hold(tuple); err != nil {
 				return err
 			}
 		}
-		r := received{record: c}
-		if c.Unaccepted {
+		home := new(gvtcp.Home)
+		t.stack.Restored(&home.Conn, tuple)
+		t.conns = append(t.conns, received{conn: &home.Conn, orphan: c.Orphan})
+		r := &t.conns[i]
+		err := r.restored.Restore(t.stack.Netstack(), home, c)
+		if err == nil && c.Unaccepted {
 			if r.listener = t.stack.ListenerFor(c.Local); r.listener == nil {
-				return fmt.Errorf("%w: %s", ErrNoListener, c.Local)
+				r.restored.Discard()
+				err = fmt.Errorf("%w: %s", ErrNoListener, c.Local)
 			}
 		}
-		r.conn = t.stack.Restored(tuple)
-		var err error
-		if r.restored, err = gvtcp.Restore(t.stack.Netstack(), r.conn.Queue(), c); err != nil {
-			return err
+		if err != nil {
+			t.conns = t.conns[:i]
+			return fmt.Errorf("%s: %w", tuple, err)
 		}
-		t.conns = append(t.conns, r)
-		for j := range c.Unprocessed { // they are injected after the snapshot's octets are gone
-			c.Unprocessed[j] = append([]byte(nil), c.Unprocessed[j]...)
+		for _, p := range c.Unprocessed {
+			t.first = append(t.first, slices.Clone(p))
 		}
 	}
 	return nil
 }
 
-func (t *Target) hold(h *stack.Hold, err error) error {
-	if err != nil {
+func (t *Target) hold(tuple stack.Tuple) error {
+	n := len(t.holds)
+	t.holds = append(t.holds, stack.Hold{})
+	if err := t.stack.StartHold(&t.holds[n], tuple); err != nil {
+		t.holds = t.holds[:n]
 		return err
 	}
-	t.holds = append(t.holds, h)
 	return nil
 }
 
 // Len is the number of connections.
-func (t *Target) Len() int { return len(t.conns) }
+func (t *Target) Len() int { return len(t.out) }
 
 // Activate makes the connections live and processes, in order, the packets
 // that the donor had not looked at yet, those in late (what [Donor.Discard]
@@ -138,18 +153,18 @@ func (t *Target) Activate(late ...[]byte) ([]*stack.Conn, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.done {
-		return nil, failed("activate", name("target"), fmt.Errorf("%w: it was activated or discarded before", ErrOrder))
+		return nil, failed("activate", t, fmt.Errorf("%w: it was activated or discarded before", ErrOrder))
 	}
 	if t.stack.Closed() {
 		t.done = true
 		t.drop()
-		return nil, failed("activate", name("target"), stack.ErrClosed)
+		return nil, failed("activate", t, stack.ErrClosed)
 	}
 	t.done = true
-	out := make([]*stack.Conn, len(t.conns))
-	var first [][]byte
-	for i, r := range t.conns {
-		r.conn.Attach(r.restored.Endpoint(), r.record.Orphan)
+	out := t.out
+	for i := range t.conns {
+		r := &t.conns[i]
+		r.conn.Attach(r.restored.Endpoint(), r.orphan)
 		if err := r.restored.Activate(); err != nil {
 			// The tuple was reserved since Import: cannot be.
 			r.conn.Detach()
@@ -158,10 +173,9 @@ func (t *Target) Activate(late ...[]byte) ([]*stack.Conn, error) {
 			t.drop()
 			return out, failed("activate", r.conn.Tuple(), err)
 		}
-		first = append(first, r.record.Unprocessed...)
 		r.conn.Resume()
 		switch {
-		case r.record.Orphan:
+		case r.orphan:
 		case r.listener != nil:
 			if err := r.listener.Deliver(r.conn); err != nil {
 				r.conn.Endpoint().Abort() // closed meanwhile: its connections are reset
@@ -170,15 +184,12 @@ func (t *Target) Activate(late ...[]byte) ([]*stack.Conn, error) {
 			out[i] = r.conn
 		}
 	}
-	first = append(first, late...)
-	for i, h := range t.holds {
-		if i == 0 {
-			h.Release(first...)
-		} else {
-			h.Release()
-		}
+	first := append(t.first, late...)
+	for i := range t.holds {
+		t.holds[i].Release(first...)
+		first = nil
 	}
-	t.holds, t.conns = nil, nil
+	t.holds, t.conns, t.first = nil, nil, nil
 	return out, nil
 }
 
@@ -188,7 +199,7 @@ func (t *Target) Discard() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.done {
-		return failed("discard", name("target"), fmt.Errorf("%w: it was activated or discarded before", ErrOrder))
+		return failed("discard", t, fmt.Errorf("%w: it was activated or discarded before", ErrOrder))
 	}
 	t.done = true
 	t.drop()
@@ -196,18 +207,11 @@ func (t *Target) Discard() error {
 }
 
 func (t *Target) drop() {
-	for _, r := range t.conns {
-		r.restored.Discard()
+	for i := range t.conns {
+		t.conns[i].restored.Discard()
 	}
-	for _, h := range t.holds {
-		h.Forward(nil, 0)
+	for i := range t.holds {
+		t.holds[i].Forward(nil, 0)
 	}
-	t.holds, t.conns = nil, nil
-}
-
-func addrOf(a tcpip.Address) netip.Addr {
-	if a.Len() == 4 {
-		return netip.AddrFrom4(a.As4())
-	}
-	return netip.AddrFrom16(a.As16())
+	t.holds, t.conns, t.first = nil, nil, nil
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/distributed-servers/ds/internal/lab"
 	"github.com/distributed-servers/ds/migrate"
@@ -215,4 +216,24 @@ func receive(r io.Reader, offset, n int64) error {
 		}
 	}
 	return nil
+}
+
+func prefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// waitUnread waits until n octets have arrived that nobody has read.
+func waitUnread(t testing.TB, c *stack.Conn, n int) {
+	t.Helper()
+	entry, ch := waiter.NewChannelEntry(waiter.ReadableEvents)
+	c.Queue().EventRegister(&entry)
+	defer c.Queue().EventUnregister(&entry)
+	for {
+		have, err := c.Endpoint().GetSockOptInt(tcpip.ReceiveQueueSizeOption)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if have >= n {
+			return
+		}
+		<-ch
+	}
 }

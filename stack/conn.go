@@ -55,6 +55,8 @@ type Conn struct {
 	writeWait wait
 	writeEnd  deadline
 
+	waiting atomic.Pointer[Listener] // that it was Delivered to
+
 	hup        waiter.Entry // tells forget when the endpoint has ended
 	prev, next *Conn        // other connections of the client, under Stack.mu
 	listed     bool         // under Stack.mu
@@ -463,12 +465,13 @@ func netError(err tcpip.Error) error {
 // newConn wraps an endpoint that netstack made, and lists it.
 func (s *Stack) newConn(ep *tcp.Endpoint, wq *waiter.Queue) *Conn {
 	info := ep.Info().(*gstack.TransportEndpointInfo)
-	c := &Conn{stack: s, ep: ep, wq: wq, tuple: tupleOf(info.ID)}
+	c := &Conn{stack: s, ep: ep, wq: wq, tuple: TupleOf(info.ID)}
 	s.list(c)
 	return c
 }
 
-func tupleOf(id gstack.TransportEndpointID) Tuple {
+// TupleOf translates netstack's name of a connection.
+func TupleOf(id gstack.TransportEndpointID) Tuple {
 	return Tuple{
 		Local:  netip.AddrPortFrom(fromAddress(id.LocalAddress), id.LocalPort),
 		Remote: netip.AddrPortFrom(fromAddress(id.RemoteAddress), id.RemotePort),

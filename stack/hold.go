@@ -29,14 +29,13 @@ const packetOverhead = 64
 type filter struct {
 	limit int // octets a hold keeps each way
 
-	// deliver serialises the inbound path with changes of the table: packets
-	// pass under the read lock, so that Hold, which takes the write lock,
-	// returns only when none is between check and netstack any more.
-	deliver sync.RWMutex
+	// deliver serialises the inbound path with changes of the table, so that
+	// when a hold has begun no packet is between check and netstack any more.
+	deliver sync.Mutex
 
 	// mu guards the tables. The outbound path takes it alone, for it can run
 	// inside the inbound one.
-	mu      sync.RWMutex
+	mu      sync.Mutex
 	n       atomic.Int32 // entries in both tables; 0 is the fast path
 	tuples  map[Tuple]*Hold
 	clients map[netip.Addr]*Hold
@@ -61,9 +60,8 @@ func (f *filter) find(fl flow) *Hold {
 // Hold is a set of connections whose packets the filter keeps or forwards. Its
 // methods may be called from several goroutines.
 type Hold struct {
-	link   *link
-	client netip.Addr // zero: tuple
-	tuple  Tuple
+	link  *link
+	tuple Tuple // of a client: only the remote address
 
 	mu      sync.Mutex
 	done    bool // left the table
@@ -97,43 +95,55 @@ func (q *packetQueue) take() [][]byte {
 // HoldConn keeps the packets of one connection from now on. When it returns,
 // no packet of it is between device and netstack.
 func (s *Stack) HoldConn(t Tuple) (*Hold, error) {
-	return s.link.hold(&Hold{link: s.link, tuple: t})
+	h := new(Hold)
+	if err := s.StartHold(h, t); err != nil {
+		return nil, err
+	}
+	return h, nil
 }
 
 // HoldClient keeps the packets of all connections of a client, present and
 // future. When it returns, none of them is between device and netstack.
 func (s *Stack) HoldClient(client netip.Addr) (*Hold, error) {
-	return s.link.hold(&Hold{link: s.link, client: client})
+	return s.HoldConn(Tuple{Remote: netip.AddrPortFrom(client, 0)})
 }
 
-func (l *link) hold(h *Hold) (*Hold, error) {
+// StartHold is HoldConn or, for a tuple with nothing but the remote address,
+// HoldClient, with memory of the caller's: h must be new.
+func (s *Stack) StartHold(h *Hold, t Tuple) error {
+	l := s.link
+	h.link, h.tuple = l, t
 	f := &l.filter
 	f.deliver.Lock()
 	defer f.deliver.Unlock()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	// A moved entry gives way: the connection has come back.
-	if err := f.yield(f.clients[h.remote()]); err != nil {
-		return nil, err
+	client := t.Remote.Addr()
+	if err := f.yield(f.clients[client]); err != nil {
+		return err
 	}
-	if h.client.IsValid() {
+	if h.ofClient() {
 		for t, other := range f.tuples {
-			if t.Remote.Addr() == h.client {
+			if t.Remote.Addr() == client {
 				if err := f.yield(other); err != nil {
-					return nil, err
+					return err
 				}
 			}
 		}
-		f.clients[h.client] = h
+		f.clients[client] = h
 	} else {
-		if err := f.yield(f.tuples[h.tuple]); err != nil {
-			return nil, err
+		if err := f.yield(f.tuples[t]); err != nil {
+			return err
 		}
-		f.tuples[h.tuple] = h
+		f.tuples[t] = h
 	}
 	f.n.Add(1)
-	return h, nil
+	return nil
 }
+
+// ofClient tells whether h is about all connections of a client.
+func (h *Hold) ofClient() bool { return h.tuple.Remote.Port() == 0 }
 
 // yield removes a moved entry; one that holds stays, which is an error.
 func (f *filter) yield(h *Hold) error {
@@ -158,24 +168,17 @@ func (f *filter) remove(h *Hold) {
 	if h.expire != nil {
 		h.expire.Stop()
 	}
-	if h.client.IsValid() {
-		delete(f.clients, h.client)
+	if h.ofClient() {
+		delete(f.clients, h.tuple.Remote.Addr())
 	} else {
 		delete(f.tuples, h.tuple)
 	}
 	f.n.Add(-1)
 }
 
-func (h *Hold) remote() netip.Addr {
-	if h.client.IsValid() {
-		return h.client
-	}
-	return h.tuple.Remote.Addr()
-}
-
 func (h *Hold) String() string {
-	if h.client.IsValid() {
-		return "client " + h.client.String()
+	if h.ofClient() {
+		return "client " + h.tuple.Remote.Addr().String()
 	}
 	return h.tuple.String()
 }
@@ -258,9 +261,8 @@ func (h *Hold) Dropped() (in, out uint64) {
 }
 
 // inbound decides about a packet from the device: taken means that it does not
-// go to the netstack, forward, if not nil, that it goes there instead. The read
-// lock of deliver is held; forward must be called without it, since it may end
-// in another stack's deliver.
+// go to the netstack, forward, if not nil, that it goes there instead. deliver is
+// held; forward must be called without it, since it may end in another stack's.
 func (f *filter) inbound(p []byte) (taken bool, forward func(p []byte)) {
 	if f.n.Load() == 0 {
 		return false, nil
@@ -269,9 +271,9 @@ func (f *filter) inbound(p []byte) (taken bool, forward func(p []byte)) {
 	if !ok {
 		return false, nil
 	}
-	f.mu.RLock()
+	f.mu.Lock()
 	h := f.find(fl)
-	f.mu.RUnlock()
+	f.mu.Unlock()
 	if h == nil {
 		return false, nil
 	}
@@ -295,9 +297,9 @@ func (f *filter) outbound(p []byte) (taken bool) {
 	if !ok {
 		return false
 	}
-	f.mu.RLock()
+	f.mu.Lock()
 	h := f.find(fl)
-	f.mu.RUnlock()
+	f.mu.Unlock()
 	if h == nil {
 		return false
 	}

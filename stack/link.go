@@ -66,12 +66,12 @@ func (l *link) read(done chan<- struct{}) {
 
 // receive takes a packet from the device.
 func (l *link) receive(p []byte) {
-	l.filter.deliver.RLock()
+	l.filter.deliver.Lock()
 	taken, forward := l.filter.inbound(p)
 	if !taken {
 		l.deliver(p)
 	}
-	l.filter.deliver.RUnlock()
+	l.filter.deliver.Unlock()
 	if forward != nil {
 		forward(p)
 	}

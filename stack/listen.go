@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -94,7 +95,7 @@ func (s *Stack) Listen(network, address string) (*Listener, error) {
 		l.ep.Close()
 		return fail(ErrClosed)
 	}
-	s.listeners[l] = struct{}{}
+	s.listeners = append(slices.Clone(s.listeners), l)
 	return l, nil
 }
 
@@ -169,6 +170,7 @@ func (l *Listener) tryAccept() (*Conn, error) {
 		c := l.ready[0]
 		l.ready[0] = nil
 		l.ready = l.ready[1:]
+		c.waiting.Store(nil)
 		return c, nil
 	}
 	ep, wq, terr := l.ep.Accept(nil)
@@ -201,7 +203,7 @@ func (l *Listener) Close() error {
 	l.ready = nil
 	l.mu.Unlock()
 	l.stack.mu.Lock()
-	delete(l.stack.listeners, l)
+	l.stack.listeners = slices.DeleteFunc(slices.Clone(l.stack.listeners), func(o *Listener) bool { return o == l })
 	l.stack.mu.Unlock()
 	l.ep.Close()
 	for _, c := range ready {
@@ -253,7 +255,7 @@ func (s *Stack) DialContext(ctx context.Context, network, address string) (*Conn
 		// From here on the client's connections include this one, so that
 		// whoever would move them knows of the handshake.
 		id := c.ep.Info()
-		c.tuple = tupleOf(transportID(id))
+		c.tuple = TupleOf(transportID(id))
 		s.list(c)
 		select {
 		case <-ch:

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -75,13 +76,12 @@ func (c *Conn) Detach() {
 	c.wq.Notify(anyEvent)
 }
 
-// Restored returns a suspended Conn for a connection that is being rebuilt:
-// make its endpoint with its Queue, then Attach.
-func (s *Stack) Restored(t Tuple) *Conn {
-	c := &Conn{stack: s, tuple: t}
+// Restored makes of c, which must be new, a suspended Conn for a connection
+// that is being rebuilt: make its endpoint with its Queue, then Attach.
+func (s *Stack) Restored(c *Conn, t Tuple) {
+	c.stack, c.tuple = s, t
 	c.wq = &c.queue
 	c.gate.state = gateSuspended
-	return c
 }
 
 // Attach completes a Restored Conn. orphan means that the application has
@@ -120,15 +120,11 @@ func (s *Stack) Clients() []netip.Addr {
 	return as
 }
 
-// Listeners returns the open listeners.
+// Listeners returns the open listeners. The slice must not be changed.
 func (s *Stack) Listeners() []*Listener {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ls := make([]*Listener, 0, len(s.listeners))
-	for l := range s.listeners {
-		ls = append(ls, l)
-	}
-	return ls
+	return s.listeners
 }
 
 // ListenerFor returns the listener that would accept a connection to local,
@@ -154,22 +150,27 @@ func (l *Listener) Deliver(c *Conn) error {
 		return fmt.Errorf("stack: deliver to listener %s: closed", l.addr)
 	}
 	l.ready = append(l.ready, c)
+	c.waiting.Store(l)
 	l.wq.Notify(waiter.ReadableEvents)
 	return nil
 }
 
-// Withdraw takes back connections from one client that were Delivered and not
-// yet accepted.
-func (l *Listener) Withdraw(c *Conn) bool {
+// Withdraw takes a connection back that was Delivered and is not yet accepted.
+// It returns the listener, nil if the connection does not wait at one.
+func (c *Conn) Withdraw() *Listener {
+	l := c.waiting.Load()
+	if l == nil {
+		return nil
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i, r := range l.ready {
-		if r == c {
-			l.ready = append(l.ready[:i:i], l.ready[i+1:]...)
-			return true
-		}
+	i := slices.Index(l.ready, c)
+	if i < 0 {
+		return nil
 	}
-	return false
+	l.ready = slices.Delete(l.ready, i, i+1)
+	c.waiting.Store(nil)
+	return l
 }
 
 func transportID(info tcpip.EndpointInfo) gstack.TransportEndpointID {

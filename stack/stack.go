@@ -66,8 +66,9 @@ type Stack struct {
 
 	mu        sync.Mutex
 	closed    bool
-	listeners map[*Listener]struct{}
+	listeners []*Listener          // replaced, never changed
 	clients   map[netip.Addr]*Conn // heads of lists, see Conn.next
+	addrs     map[netip.Addr]struct{}
 }
 
 // New builds a Stack and starts reading from its device.
@@ -88,14 +89,14 @@ func New(cfg Config) (*Stack, error) {
 		cfg.CongestionControl = "cubic"
 	}
 	s := &Stack{
+		addrs: make(map[netip.Addr]struct{}),
 		ns: gstack.New(gstack.Options{
 			NetworkProtocols:   []gstack.NetworkProtocolFactory{ipv6.NewProtocol, ipv4.NewProtocol},
 			TransportProtocols: []gstack.TransportProtocolFactory{tcp.NewProtocol, icmp.NewProtocol6, icmp.NewProtocol4},
 			Clock:              newClock(cfg.Clock),
 			HandleLocal:        true,
 		}),
-		listeners: make(map[*Listener]struct{}),
-		clients:   make(map[netip.Addr]*Conn),
+		clients: make(map[netip.Addr]*Conn),
 	}
 	s.link = newLink(cfg.Device, s.ns.Clock(), cfg.HoldLimit)
 	if err := s.configure(cfg); err != nil {
@@ -133,7 +134,18 @@ func (s *Stack) addAddr(a netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("address %s: %s", a, err)
 	}
+	s.mu.Lock()
+	s.addrs[a] = struct{}{}
+	s.mu.Unlock()
 	return nil
+}
+
+// HasAddr tells whether the Stack answers for an address.
+func (s *Stack) HasAddr(a netip.Addr) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.addrs[a]
+	return ok
 }
 
 // AddAddr makes the Stack answer for one more address.
@@ -198,12 +210,8 @@ func (s *Stack) Close() error {
 		return nil
 	}
 	s.closed = true
-	ls := make([]*Listener, 0, len(s.listeners))
-	for l := range s.listeners {
-		ls = append(ls, l)
-	}
 	s.mu.Unlock()
-	for _, l := range ls {
+	for _, l := range s.Listeners() {
 		l.Close()
 	}
 	s.ns.Close() // aborts what is registered, stops the protocol goroutines

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 )
 
@@ -31,7 +32,7 @@ func (c *Conn) check() error {
 		return fmt.Errorf("%s and %s are of different families", c.Local, c.Remote)
 	case c.Local == c.Remote:
 		return fmt.Errorf("%s is connected to itself", c.Local)
-	case unusable(c):
+	case unusable(c.Local.Addr()) || unusable(c.Remote.Addr()):
 		return fmt.Errorf("%s or %s is no unicast address", c.Local, c.Remote)
 	case c.Orphan && c.Unaccepted:
 		return errors.New("both closed and not yet accepted")
@@ -48,17 +49,7 @@ func (c *Conn) check() error {
 	return c.Receive.check(c.State)
 }
 
-func unusable(c *Conn) bool {
-	for _, a := range [...]interface {
-		IsUnspecified() bool
-		IsMulticast() bool
-	}{c.Local.Addr(), c.Remote.Addr()} {
-		if a.IsUnspecified() || a.IsMulticast() {
-			return true
-		}
-	}
-	return false
-}
+func unusable(a netip.Addr) bool { return a.IsUnspecified() || a.IsMulticast() }
 
 func (s *Send) check(state State, sack bool) error {
 	if s.RTO < time.Millisecond {
@@ -141,6 +132,22 @@ func (r *Receive) check(state State) error {
 		if b.Start-r.Nxt > maxSeqStep {
 			return fmt.Errorf("SACK block %d is not beyond RCV.NXT", i)
 		}
+	}
+	return nil
+}
+
+// distinct checks that no connection is there twice.
+func distinct(conns []Conn) error {
+	if len(conns) < 2 {
+		return nil
+	}
+	seen := make(map[[2]netip.AddrPort]bool, len(conns))
+	for i := range conns {
+		tuple := [2]netip.AddrPort{conns[i].Local, conns[i].Remote}
+		if seen[tuple] {
+			return fmt.Errorf("connection %d, %s to %s, is there twice", i, tuple[0], tuple[1])
+		}
+		seen[tuple] = true
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -74,16 +75,36 @@ func Append(b []byte, s *Snapshot) ([]byte, error) {
 // Parse reads a snapshot. The result refers to b: its octets must not change
 // while the result is in use. The memory it takes is proportional to len(b).
 func Parse(b []byte) (*Snapshot, error) {
+	s := new(Snapshot)
+	if err := s.Parse(b); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Parse is the function Parse into memory that the caller has: it overwrites s
+// and uses the capacity of s.Conns. After an error s is empty.
+func (s *Snapshot) Parse(b []byte) error {
+	conns := s.Conns[:0]
+	*s = Snapshot{}
+	n, err := parse(b, conns)
+	if err != nil {
+		return fmt.Errorf("snapshot: parse: %w", err)
+	}
+	*s = n
+	return nil
+}
+
+func parse(b []byte, conns []Conn) (s Snapshot, err error) {
 	if len(b) < headerSize || string(b[:len(magic)]) != magic {
-		return nil, fmt.Errorf("snapshot: parse: %w: does not begin with %q", ErrFormat, magic)
+		return s, fmt.Errorf("%w: does not begin with %q", ErrFormat, magic)
 	}
 	version, compat, scope := b[4], b[5], b[6]
 	if compat > Version || version == 0 || compat == 0 || compat > version {
-		return nil, fmt.Errorf("snapshot: parse: %w: it is version %d for readers from version %d on, this is version %d; upgrade this node first",
+		return s, fmt.Errorf("%w: it is version %d for readers from version %d on, this is version %d; upgrade this node first",
 			ErrVersion, version, compat, Version)
 	}
 	k := codec{b: b[headerSize:], newer: version > Version}
-	s := new(Snapshot)
 	switch scope {
 	case scopeConns:
 	case scopeClient:
@@ -98,9 +119,16 @@ func Parse(b []byte) (*Snapshot, error) {
 		if k.err != nil {
 			break
 		}
-		var c Conn
+		if len(conns) == cap(conns) {
+			// What remains bounds how many more there can be.
+			more := min(n-i, 1+len(k.b)/minRecord)
+			conns = append(make([]Conn, 0, len(conns)+more), conns...)
+		}
+		conns = conns[:i+1]
+		c := &conns[i]
+		c.Reset()
 		in := codec{b: body, newer: k.newer}
-		in.conn(&c)
+		in.conn(c)
 		if in.err == nil && len(in.b) > 0 && !k.newer {
 			in.fail("record", "%d octets too many", len(in.b))
 		}
@@ -111,20 +139,19 @@ func Parse(b []byte) (*Snapshot, error) {
 			in.fail("remote", "%s is not the client %s", c.Remote.Addr(), s.Client)
 		}
 		if in.err != nil {
-			return nil, fmt.Errorf("snapshot: parse: connection %d: %w: %w", i, ErrFormat, in.err)
+			return s, fmt.Errorf("%w: connection %d: %w", ErrFormat, i, in.err)
 		}
-		if s.Conns == nil {
-			// What remains bounds how many there can be.
-			s.Conns = make([]Conn, 0, min(n, 1+len(k.b)/minRecord))
-		}
-		s.Conns = append(s.Conns, c)
+	}
+	if k.err == nil {
+		k.err = distinct(conns)
 	}
 	if k.err == nil && len(k.b) > 0 {
 		k.fail("snapshot", "%d octets too many", len(k.b))
 	}
 	if k.err != nil {
-		return nil, fmt.Errorf("snapshot: parse: %w: %w", ErrFormat, k.err)
+		return s, fmt.Errorf("%w: %w", ErrFormat, k.err)
 	}
+	s.Conns = conns
 	return s, nil
 }
 
@@ -138,6 +165,7 @@ type codec struct {
 	b       []byte
 	writing bool
 	newer   bool // reading a newer version's record
+	pieces  *Pieces
 	err     error
 }
 
@@ -159,14 +187,22 @@ func (k *codec) next(name string, n int) []byte {
 	return p
 }
 
-func (k *codec) uvarint(name string) uint64 {
-	if k.err != nil {
-		return 0
+func (k *codec) put(v uint64) {
+	if v < 0x80 {
+		k.b = append(k.b, byte(v))
+		return
 	}
+	k.b = binary.AppendUvarint(k.b, v)
+}
+
+func (k *codec) uvarint(name string) uint64 {
 	if len(k.b) > 0 && k.b[0] < 0x80 { // most are
 		v := k.b[0]
 		k.b = k.b[1:]
 		return uint64(v)
+	}
+	if k.err != nil {
+		return 0
 	}
 	v, n := binary.Uvarint(k.b)
 	if n <= 0 || n > 1 && k.b[n-1] == 0 { // one value, one form
@@ -184,20 +220,23 @@ type integer interface {
 // num is a number from lo to hi, at least 0, as a varint.
 func num[T integer](k *codec, name string, p *T, lo, hi uint64) {
 	if k.writing {
-		if v := uint64(*p); *p < 0 || v < lo || v > hi {
+		v := uint64(*p) // a negative one is out of range too
+		if v-lo > hi-lo {
 			k.fail(name, "is %d: want %d to %d", *p, lo, hi)
-		} else {
-			k.b = binary.AppendUvarint(k.b, v)
+			return
 		}
+		k.put(v)
 		return
 	}
 	v := k.uvarint(name)
-	if k.err == nil && (v < lo || v > hi || uint64(T(v)) != v) {
+	if k.err != nil {
+		return
+	}
+	if v-lo > hi-lo || uint64(T(v)) != v {
 		k.fail(name, "is %d: want %d to %d", v, lo, hi)
+		return
 	}
-	if k.err == nil {
-		*p = T(v)
-	}
+	*p = T(v)
 }
 
 func (k *codec) duration(name string, p *time.Duration, hi uint64) { num(k, name, p, 0, hi) }
@@ -218,7 +257,7 @@ func (k *codec) fixed(name string, p *uint32) {
 func (k *codec) near(name string, p *uint32, to uint32) {
 	if k.writing {
 		d := int32(*p - to)
-		k.b = binary.AppendUvarint(k.b, uint64(uint32(d<<1)^uint32(d>>31)))
+		k.put(uint64(uint32(d<<1) ^ uint32(d>>31)))
 		return
 	}
 	v := k.uvarint(name)
@@ -316,7 +355,9 @@ func (k *codec) octets(name string, p *[][]byte, hi uint64) {
 	}
 	if k.err == nil && n > 0 {
 		if b := k.next(name, n); b != nil {
-			*p = [][]byte{b}
+			have := len(*k.pieces)
+			k.pieces.Write(b)
+			*p = k.pieces.From(have)
 		}
 	}
 }
@@ -344,17 +385,15 @@ func list[T any](k *codec, name string, p *[]T, min int, hi uint64, each func(*T
 	if k.err != nil || n == 0 {
 		return
 	}
-	l := make([]T, n)
-	for i := range l {
-		each(&l[i])
-	}
-	if k.err == nil {
-		*p = l
+	*p = slices.Grow((*p)[:0], n)[:n]
+	for i := range *p {
+		each(&(*p)[i])
 	}
 }
 
 // conn is the record of one connection: this is the format.
 func (k *codec) conn(c *Conn) {
+	k.pieces = &c.Pieces
 	k.addrPort("local", &c.Local)
 	k.addrPort("remote", &c.Remote)
 	num(k, "state", &c.State, uint64(Established), uint64(TimeWait))
@@ -392,7 +431,7 @@ func (k *codec) conn(c *Conn) {
 	num(k, "mark", &o.Mark, 0, math.MaxUint32)
 
 	k.send(s)
-	k.receive(r, c.Timestamps)
+	k.receive(r)
 	k.near("highest acknowledgement sent", &s.MaxSentAck, r.Nxt)
 
 	k.timer("keepalive timer", &c.KeepAliveTimer)
@@ -489,7 +528,7 @@ func (k *codec) send(s *Send) {
 	num(k, "next segment", &s.Next, 0, uint64(len(s.Queue)))
 }
 
-func (k *codec) receive(r *Receive, _ bool) {
+func (k *codec) receive(r *Receive) {
 	k.fixed("RCV.NXT", &r.Nxt)
 	num(k, "acceptable", &r.Acceptable, 0, maxSeqStep)
 	num(k, "RCV.WND", &r.Wnd, 0, maxSeqStep)

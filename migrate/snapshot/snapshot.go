@@ -125,6 +125,34 @@ type Conn struct {
 	// Unprocessed are whole IP packets that had arrived but were not looked
 	// at yet, in order.
 	Unprocessed [][]byte
+
+	// Pieces is memory for Data and Unread. It is not part of the format.
+	Pieces Pieces
+}
+
+// Reset empties c but keeps memory that can be used again.
+func (c *Conn) Reset() {
+	p, q := c.Pieces, c.Send.Queue
+	clear(p)
+	clear(q)
+	*c = Conn{Pieces: p[:0], Send: Send{Queue: q[:0]}}
+}
+
+// Pieces collects octets without copying them. It is an [io.Writer].
+type Pieces [][]byte
+
+// Write adds a piece.
+func (p *Pieces) Write(b []byte) (int, error) {
+	*p = append(*p, b)
+	return len(b), nil
+}
+
+// From returns the pieces added since there were n.
+func (p Pieces) From(n int) [][]byte {
+	if n == len(p) {
+		return nil
+	}
+	return p[n:len(p):len(p)]
 }
 
 // Options are the socket options.

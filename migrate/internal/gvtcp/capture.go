@@ -41,15 +41,18 @@ func (f *Frozen) Capture(c *snapshot.Conn) error {
 	e := f.ep
 	id := e.TransportEndpointInfo.ID
 	inner := &e.TCPEndpointStateInner
+	c.Reset()
+	pieces, queue := c.Pieces, c.Send.Queue
 	*c = snapshot.Conn{
+		Pieces:        pieces,
 		Local:         netip.AddrPortFrom(addrOf(id.LocalAddress), id.LocalPort),
 		Remote:        netip.AddrPortFrom(addrOf(id.RemoteAddress), id.RemotePort),
 		State:         stateOf(e.original().EndpointState()),
 		Orphan:        e.closed,
 		ReadShutdown:  e.shutdownFlags&tcpip.ShutdownRead != 0,
 		Timestamps:    inner.SendTSOk,
-		TSVal:         uint32(f.at.Sub(tcpip.MonotonicTime{}).Milliseconds()) + inner.TSOffset.milliseconds,
-		TSPhase:       phase(f.at),
+		TSVal:         uint32(f.at.Milliseconds()) + inner.TSOffset.milliseconds,
+		TSPhase:       f.at % time.Millisecond,
 		TSRecent:      inner.RecentTS,
 		TSRecentAge:   f.age(e.recentTSTime),
 		SACKPermitted: inner.SACKPermitted,
@@ -59,10 +62,10 @@ func (f *Frozen) Capture(c *snapshot.Conn) error {
 		TimeWaitTimer:  f.timeWait.snapshot(),
 	}
 	f.captureOptions(&c.Options)
-	if err := f.captureSend(&c.Send); err != nil {
+	if err := f.captureSend(&c.Send, &c.Pieces, queue); err != nil {
 		return fmt.Errorf("%s to %s: %w", c.Local, c.Remote, err)
 	}
-	f.captureReceive(&c.Receive)
+	f.captureReceive(&c.Receive, &c.Pieces)
 	e.segmentQueue.mu.mu.Lock()
 	for g := e.segmentQueue.list.head; g != nil; g = g.segmentEntry.next {
 		c.Unprocessed = append(c.Unprocessed, rawPacket(g))
@@ -107,11 +110,12 @@ func (f *Frozen) captureOptions(o *snapshot.Options) {
 // not understand; it stays where it is.
 var errInconsistent = errors.New("unexpected send queue")
 
-func (f *Frozen) captureSend(out *snapshot.Send) error {
+func (f *Frozen) captureSend(out *snapshot.Send, pieces *snapshot.Pieces, queue []snapshot.Segment) error {
 	e, s := f.ep, f.ep.snd
 	t := &s.TCPSenderState
 	rc := &s.rc.TCPRACKState
 	*out = snapshot.Send{
+		Queue:       queue,
 		Una:         uint32(t.SndUna),
 		Nxt:         uint32(t.SndNxt),
 		Wnd:         uint32(t.SndWnd),
@@ -197,30 +201,21 @@ func (f *Frozen) captureSend(out *snapshot.Send) error {
 			out.SACKed = append(out.SACKed, snapshot.Block{Start: uint32(b.Start), Len: uint32(b.Start.Size(b.End))})
 		}
 	}
-	return f.captureQueue(out)
+	return f.captureQueue(out, pieces)
 }
 
 // captureQueue describes the write list. Segments before SND.NXT have been
 // sent. One behind it can have its sequence number already, if the window had
 // no room when its turn came; it is as good as new.
-func (f *Frozen) captureQueue(out *snapshot.Send) error {
+func (f *Frozen) captureQueue(out *snapshot.Send, pieces *snapshot.Pieces) error {
 	s := f.ep.snd
-	n := 0
-	for g := s.writeList.writeList.head; g != nil; g = g.segmentEntry.next {
-		n++
-	}
-	out.Next = n
-	if n == 0 {
-		return nil
-	}
-	out.Queue = make([]snapshot.Segment, 0, n)
-	var pieces gatherer
+	next := -1
 	seq := s.TCPSenderState.SndUna
 	for g := s.writeList.writeList.head; g != nil; g = g.segmentEntry.next {
 		if g == s.writeNext {
-			out.Next = len(out.Queue)
+			next = len(out.Queue)
 		}
-		q := snapshot.Segment{Data: pieces.gather(g.pkt)}
+		q := snapshot.Segment{Data: gather(pieces, g.pkt)}
 		if g.flags != 0 && seq.LessThan(s.TCPSenderState.SndNxt) {
 			if g.sequenceNumber != seq {
 				return fmt.Errorf("%w: segment at %d has sequence number %d", errInconsistent, seq, g.sequenceNumber)
@@ -234,6 +229,9 @@ func (f *Frozen) captureQueue(out *snapshot.Send) error {
 		}
 		seq = seq.Add(seqnum.Size(max(snapshot.Len(q.Data), 1)))
 		out.Queue = append(out.Queue, q)
+	}
+	if out.Next = next; next < 0 {
+		out.Next = len(out.Queue)
 	}
 	return nil
 }
@@ -261,7 +259,7 @@ func (f *Frozen) captureCubic(out *snapshot.Cubic, c *cubicState) {
 	}
 }
 
-func (f *Frozen) captureReceive(out *snapshot.Receive) {
+func (f *Frozen) captureReceive(out *snapshot.Receive, pieces *snapshot.Pieces) {
 	e, r := f.ep, f.ep.rcv
 	t := &r.TCPReceiverState
 	auto := &e.TCPRcvBufState.RcvAutoParams
@@ -288,31 +286,27 @@ func (f *Frozen) captureReceive(out *snapshot.Receive) {
 	for _, b := range e.sack.Blocks[:e.sack.NumBlocks] {
 		out.Blocks = append(out.Blocks, snapshot.Block{Start: uint32(b.Start), Len: uint32(b.Start.Size(b.End))})
 	}
-	var pieces gatherer
+	have := len(*pieces)
 	for g := e.rcvQueue.head; g != nil; g = g.segmentEntry.next {
-		g.pkt.Data().ReadTo(&pieces, true)
+		g.pkt.Data().ReadTo(pieces, true)
 	}
-	out.Unread = pieces.all
-	if len(r.pendingRcvdSegments) == 0 {
-		return
-	}
-	pieces = gatherer{}
-	out.OutOfOrder = make([]snapshot.Stray, 0, len(r.pendingRcvdSegments))
+	out.Unread = pieces.From(have)
 	for _, g := range r.pendingRcvdSegments {
 		out.OutOfOrder = append(out.OutOfOrder, snapshot.Stray{
 			Seq:   uint32(g.sequenceNumber),
 			Ack:   uint32(g.ackNumber),
 			Flags: uint8(g.flags & (header.TCPFlagFin | header.TCPFlagPsh | header.TCPFlagAck)),
-			Data:  pieces.gather(g.pkt),
+			Data:  gather(pieces, g.pkt),
 		})
 	}
 }
 
 func (f *Frozen) age(t tcpip.MonotonicTime) snapshot.Age {
-	if t == (tcpip.MonotonicTime{}) {
+	n := at(t)
+	if n == 0 {
 		return 0
 	}
-	return snapshot.AgeOf(f.at.Sub(t))
+	return snapshot.AgeOf(f.at - n)
 }
 
 func (s stopped) snapshot() snapshot.Timer {
@@ -331,21 +325,12 @@ func (s stoppedClock) snapshot() snapshot.Timer {
 
 func bounded(n int) int { return min(max(n, 0), maxInSnapshot) }
 
-// gatherer collects the pieces of packets without copying them.
-type gatherer struct{ all [][]byte }
-
-func (g *gatherer) Write(p []byte) (int, error) {
-	g.all = append(g.all, p)
-	return len(p), nil
-}
-
-func (g *gatherer) gather(pkt *stack.PacketBuffer) [][]byte {
-	if pkt.Data().Size() == 0 {
-		return nil
+func gather(pieces *snapshot.Pieces, pkt *stack.PacketBuffer) [][]byte {
+	have := len(*pieces)
+	if pkt.Data().Size() > 0 {
+		pkt.Data().ReadTo(pieces, true)
 	}
-	start := len(g.all)
-	pkt.Data().ReadTo(g, true)
-	return g.all[start:len(g.all):len(g.all)]
+	return pieces.From(have)
 }
 
 // rawPacket is the whole IP packet of a received segment.

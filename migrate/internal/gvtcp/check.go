@@ -45,6 +45,7 @@ func compareLayout() []error {
 	var c comparison
 	ep := reflect.TypeFor[tcp.Endpoint]()
 	c.compare("tcp.Endpoint", ep, reflect.TypeFor[endpoint]())
+	c.compare("tcpip.MonotonicTime", reflect.TypeFor[tcpip.MonotonicTime](), reflect.TypeFor[instant]())
 	c.compareAlgorithms()
 	return c.errs
 }

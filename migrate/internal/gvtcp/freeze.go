@@ -10,7 +10,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
-// Errors of [Freeze].
+// Errors of [Frozen.Freeze].
 var (
 	ErrHandshake = errors.New("handshake in progress")
 	ErrEnded     = errors.New("connection has ended")
@@ -20,7 +20,7 @@ var (
 type Frozen struct {
 	ns     *stack.Stack
 	ep     *endpoint
-	at     tcpip.MonotonicTime
+	at     time.Duration // on the stack's clock
 	timers [5]stopped
 
 	finWait2, timeWait stoppedClock
@@ -28,7 +28,8 @@ type Frozen struct {
 
 // Freeze holds an endpoint still: locked, out of the demultiplexer, its timers
 // stopped. It fails with ErrHandshake or ErrEnded, and then has done nothing.
-func Freeze(ns *stack.Stack, original *tcp.Endpoint) (*Frozen, error) {
+// f must be new.
+func (f *Frozen) Freeze(ns *stack.Stack, original *tcp.Endpoint) error {
 	e := endpointOf(original)
 	original.LockUser()
 	switch state := original.EndpointState(); state {
@@ -36,16 +37,16 @@ func Freeze(ns *stack.Stack, original *tcp.Endpoint) (*Frozen, error) {
 		tcp.StateClosing, tcp.StateLastAck, tcp.StateTimeWait:
 	case tcp.StateInitial, tcp.StateBound, tcp.StateConnecting, tcp.StateSynSent, tcp.StateSynRecv:
 		original.UnlockUser()
-		return nil, ErrHandshake
+		return ErrHandshake
 	default:
 		original.UnlockUser()
-		return nil, ErrEnded
+		return ErrEnded
 	}
 	if e.snd == nil || e.rcv == nil || !e.isRegistered {
 		original.UnlockUser()
-		return nil, ErrEnded
+		return ErrEnded
 	}
-	f := &Frozen{ns: ns, ep: e, at: ns.Clock().NowMonotonic()}
+	f.ns, f.ep, f.at = ns, e, at(ns.Clock().NowMonotonic())
 	ns.UnregisterTransportEndpoint(e.effectiveNetProtos, tcp.ProtocolNumber, e.TransportEndpointInfo.ID, original, e.boundPortFlags, e.boundBindToDevice)
 	e.isRegistered = false
 	for i, t := range e.timers() {
@@ -57,7 +58,7 @@ func Freeze(ns *stack.Stack, original *tcp.Endpoint) (*Frozen, error) {
 	case tcp.StateTimeWait:
 		f.timeWait = stopClock(e.timeWaitTimer)
 	}
-	return f, nil
+	return nil
 }
 
 // The order of timers.
@@ -82,11 +83,11 @@ type stopped struct {
 
 // stop keeps a timer from firing during the freeze, which would leave its
 // goroutine waiting for the endpoint's lock.
-func stop(t *timer, now tcpip.MonotonicTime) stopped {
+func stop(t *timer, now time.Duration) stopped {
 	if t.timer == nil || t.state != timerEnabled && t.state != timerOrphaned {
 		return stopped{}
 	}
-	s := stopped{set: t.state == timerEnabled, left: t.target.Sub(now)}
+	s := stopped{set: t.state == timerEnabled, left: at(t.target) - now}
 	if t.timer.Stop() {
 		t.state = timerDisabled
 	} else {
@@ -101,7 +102,7 @@ func (s stopped) restart(t *timer, shift time.Duration) {
 	switch {
 	case !s.set:
 	case s.late:
-		t.target = t.target.Add(shift)
+		t.target = instantAt(at(t.target) + shift)
 	default:
 		timerEnable(t, max(s.left, 0))
 	}
@@ -147,7 +148,7 @@ func (f *Frozen) Thaw() error {
 		return fmt.Errorf("register: %s", err)
 	}
 	e.isRegistered = true
-	shift := rebase(f.ns.Clock().NowMonotonic(), phase(f.at)).Sub(f.at)
+	shift := rebase(f.ns.Clock(), f.at%time.Millisecond) - f.at
 	e.shift(shift)
 	for i, t := range e.timers() {
 		f.timers[i].restart(t, shift)
@@ -158,21 +159,16 @@ func (f *Frozen) Thaw() error {
 	return nil
 }
 
-// phase is how far t is into its millisecond.
-func phase(t tcpip.MonotonicTime) time.Duration {
-	return t.Sub(tcpip.MonotonicTime{}) % time.Millisecond
-}
-
-// rebase returns the latest instant up to now with the phase that the donor's
-// clock had at the freeze. Taken for that instant, it lets the timestamp clock,
-// which counts milliseconds, go on evenly.
-func rebase(now tcpip.MonotonicTime, phase time.Duration) tcpip.MonotonicTime {
-	n := now.Sub(tcpip.MonotonicTime{})
-	base := n - n%time.Millisecond + phase
-	if base > n {
+// rebase returns the latest instant up to now that is as far into its
+// millisecond as the donor's clock was at the freeze. Taken for that instant,
+// it lets the timestamp clock, which counts milliseconds, go on evenly.
+func rebase(clock tcpip.Clock, phase time.Duration) time.Duration {
+	now := at(clock.NowMonotonic())
+	base := now - now%time.Millisecond + phase
+	if base > now {
 		base -= time.Millisecond
 	}
-	return tcpip.MonotonicTime{}.Add(base)
+	return base
 }
 
 // shift moves everything the endpoint remembers by d, whole milliseconds.
@@ -204,8 +200,8 @@ func (e *endpoint) shift(d time.Duration) {
 }
 
 func shiftTime(t *tcpip.MonotonicTime, d time.Duration) {
-	if *t != (tcpip.MonotonicTime{}) {
-		*t = t.Add(d)
+	if n := at(*t); n != 0 {
+		*t = instantAt(n + d)
 	}
 }
 

@@ -272,6 +272,19 @@ type scoreboard struct {
 // queueFlags.
 const recvQ = 1 << 1
 
+// instant is tcpip.MonotonicTime: nanoseconds of the stack's clock, 0 for never.
+// Its methods guard against overflow, at ten times the cost of the sum.
+type instant struct{ nanoseconds int64 }
+
+func at(t tcpip.MonotonicTime) time.Duration {
+	return time.Duration((*instant)(unsafe.Pointer(&t)).nanoseconds)
+}
+
+func instantAt(d time.Duration) (t tcpip.MonotonicTime) {
+	(*instant)(unsafe.Pointer(&t)).nanoseconds = int64(d)
+	return t
+}
+
 func endpointOf(e *tcp.Endpoint) *endpoint { return (*endpoint)(unsafe.Pointer(e)) }
 
 func (e *endpoint) original() *tcp.Endpoint { return (*tcp.Endpoint)(unsafe.Pointer(e)) }

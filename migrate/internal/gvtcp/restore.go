@@ -17,12 +17,12 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/seqnum"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
-	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/distributed-servers/ds/migrate/snapshot"
+	dsstack "github.com/distributed-servers/ds/stack"
 )
 
-// Errors of [Restore].
+// Errors of [Restored.Restore].
 var (
 	ErrNoAddress = errors.New("the stack does not have the connection's local address")
 	ErrNoRoute   = errors.New("the stack has no route to the peer")
@@ -37,7 +37,18 @@ const maxUnread = 16 << 10
 type Restored struct {
 	ns   *stack.Stack
 	ep   *endpoint
-	conn *snapshot.Conn
+	conn *snapshot.Conn // during Restore
+	home *Home
+
+	timers             [5]snapshot.Timer // in the order of endpoint.timers
+	finWait2, timeWait snapshot.Timer
+}
+
+// Home is the memory of a restored connection that netstack does not allocate,
+// in one piece.
+type Home struct {
+	Conn     dsstack.Conn
+	receiver receiver
 }
 
 // Network protocols of an endpoint, shared by all: netstack only reads them.
@@ -46,10 +57,10 @@ var (
 	onlyIPv6 = []tcpip.NetworkProtocolNumber{ipv6.ProtocolNumber}
 )
 
-// Restore builds the endpoint that c describes, which Parse has checked. wq
-// will get its events. The octets of c are copied; c itself is in use until
-// Activate or Discard.
-func Restore(ns *stack.Stack, wq *waiter.Queue, c *snapshot.Conn) (*Restored, error) {
+// Restore builds the endpoint that c describes, which Parse has checked, and
+// reports its events to the queue of home.Conn. It keeps nothing of c, whose
+// octets it copies. r and home must be new.
+func (r *Restored) Restore(ns *stack.Stack, home *Home, c *snapshot.Conn) error {
 	protos := onlyIPv6
 	if c.Local.Addr().Is4() {
 		protos = onlyIPv4
@@ -60,22 +71,23 @@ func Restore(ns *stack.Stack, wq *waiter.Queue, c *snapshot.Conn) (*Restored, er
 		RemoteAddress: addressOf(c.Remote.Addr()),
 		RemotePort:    c.Remote.Port(),
 	}
-	if ns.CheckLocalAddress(0, protos[0], id.LocalAddress) == 0 {
-		return nil, fmt.Errorf("%w: %s", ErrNoAddress, c.Local.Addr())
-	}
-	ep, terr := ns.NewEndpoint(tcp.ProtocolNumber, protos[0], wq)
+	ep, terr := ns.NewEndpoint(tcp.ProtocolNumber, protos[0], home.Conn.Queue())
 	if terr != nil {
-		return nil, fmt.Errorf("new endpoint: %s", terr)
+		return fmt.Errorf("new endpoint: %s", terr)
 	}
 	original := ep.(*tcp.Endpoint)
 	setOptions(&c.Options, original.SocketOptions()) // these lock the endpoint themselves
 	original.LockUser()
-	r := &Restored{ns: ns, ep: endpointOf(original), conn: c}
-	if err := r.build(id, protos); err != nil {
+	r.ns, r.ep, r.conn, r.home = ns, endpointOf(original), c, home
+	err := r.build(id, protos)
+	r.conn = nil
+	if err != nil {
 		discard(r.ep)
-		return nil, err
+		return err
 	}
-	return r, nil
+	r.timers = [5]snapshot.Timer{c.Send.RetransmitTimer, c.Send.ReorderTimer, c.Send.ProbeTimer, c.Send.CorkTimer, c.KeepAliveTimer}
+	r.finWait2, r.timeWait = c.FinWait2Timer, c.TimeWaitTimer
+	return nil
 }
 
 // Endpoint is the endpoint as the rest of the world knows it.
@@ -120,7 +132,11 @@ func (r *Restored) build(id stack.TransportEndpointID, protos []tcpip.NetworkPro
 	e.portFlags, e.boundPortFlags = flags, flags
 
 	route, terr := ns.FindRoute(0, id.LocalAddress, id.RemoteAddress, protos[0], false)
-	if terr != nil {
+	switch {
+	case terr == nil:
+	case ns.CheckLocalAddress(0, protos[0], id.LocalAddress) == 0:
+		return fmt.Errorf("%w: %s", ErrNoAddress, c.Local.Addr())
+	default:
 		return fmt.Errorf("%w %s: %s", ErrNoRoute, c.Remote.Addr(), terr)
 	}
 	e.route = route
@@ -139,8 +155,7 @@ func (r *Restored) build(id stack.TransportEndpointID, protos []tcpip.NetworkPro
 	}
 
 	// The donor's freeze is taken for this instant.
-	now := ns.Clock().NowMonotonic()
-	base := rebase(now, c.TSPhase)
+	base := rebase(ns.Clock(), c.TSPhase)
 	r.buildCommon(base)
 	r.buildSend(base, id)
 	r.buildReceive(base, id)
@@ -153,10 +168,10 @@ func (r *Restored) build(id stack.TransportEndpointID, protos []tcpip.NetworkPro
 
 // buildCommon sets what belongs to neither side, and what netstack reads when
 // it makes a sender.
-func (r *Restored) buildCommon(base tcpip.MonotonicTime) {
+func (r *Restored) buildCommon(base time.Duration) {
 	e, c, o := r.ep, r.conn, &r.conn.Options
 	inner := &e.TCPEndpointStateInner
-	inner.TSOffset.milliseconds = c.TSVal - uint32(base.Sub(tcpip.MonotonicTime{}).Milliseconds())
+	inner.TSOffset.milliseconds = c.TSVal - uint32(base.Milliseconds())
 	inner.SendTSOk = c.Timestamps
 	inner.RecentTS = c.TSRecent
 	e.recentTSTime = since(base, c.TSRecentAge)
@@ -194,20 +209,26 @@ func (r *Restored) buildCommon(base tcpip.MonotonicTime) {
 	e.ipv6HopLimit = o.HopLimit
 	e.sendTOS = o.TOS
 	e.pmtud = tcpip.PMTUDStrategy(o.PMTUDiscovery)
-	limits := tcp.GetTCPSendBufferLimits(r.ns)
-	e.ops.SetSendBufferSize(int64(min(o.SendBuffer, limits.Max)), false)
+	// What is more than this stack's default may be more than its maximum.
+	snd, rcv := o.SendBuffer, o.RecvBuffer
+	if int64(snd) > e.ops.GetSendBufferSize() {
+		snd = min(snd, tcp.GetTCPSendBufferLimits(r.ns).Max)
+	}
+	if int64(rcv) > e.ops.GetReceiveBufferSize() {
+		rcv = min(rcv, tcp.GetTCPReceiveBufferLimits(r.ns).Max)
+	}
+	e.ops.SetSendBufferSize(int64(snd), false)
+	e.ops.SetReceiveBufferSize(int64(rcv), false)
 	if o.SendBufferFixed {
 		e.sndQueueInfo.TCPSndBufState.AutoTuneSndBufDisabled.Store(1)
 	}
-	rlimits := tcp.GetTCPReceiveBufferLimits(r.ns)
-	e.ops.SetReceiveBufferSize(int64(min(o.RecvBuffer, rlimits.Max)), false)
 	if mtu := c.Send.PathMTU; mtu != 0 {
 		e.sndQueueInfo.TCPSndBufState.SndMTU = int(mtu)
 	}
 	endpointInitGSO(e)
 }
 
-func (r *Restored) buildSend(base tcpip.MonotonicTime, id stack.TransportEndpointID) {
+func (r *Restored) buildSend(base time.Duration, id stack.TransportEndpointID) {
 	e, in := r.ep, &r.conn.Send
 	// The sender's payload size becomes what this route carries; see below.
 	initSender(e, seqnum.Value(in.Una-1), 0, 0, math.MaxUint16, 0)
@@ -284,7 +305,7 @@ func (r *Restored) buildSend(base tcpip.MonotonicTime, id stack.TransportEndpoin
 	r.buildQueue(base, id)
 }
 
-func (r *Restored) buildQueue(base tcpip.MonotonicTime, id stack.TransportEndpointID) {
+func (r *Restored) buildQueue(base time.Duration, id stack.TransportEndpointID) {
 	e, in, s := r.ep, &r.conn.Send, r.ep.snd
 	seq := seqnum.Value(in.Una)
 	mark := r.conn.Options.Mark
@@ -292,7 +313,7 @@ func (r *Restored) buildQueue(base tcpip.MonotonicTime, id stack.TransportEndpoi
 	s.finSent = r.conn.FinQueued() && len(in.Queue) == 0
 	for i := range in.Queue {
 		q := &in.Queue[i]
-		g := newOutgoingSegment(id, r.ns.Clock(), payload(q.Data), mark)
+		g := newOutgoingSegment(id, noClock{}, payload(q.Data), mark)
 		n := snapshot.Len(q.Data)
 		if q.Sent {
 			g.sequenceNumber = seq
@@ -319,7 +340,7 @@ func (r *Restored) buildQueue(base tcpip.MonotonicTime, id stack.TransportEndpoi
 	}
 }
 
-func buildCubic(c *cubicState, in *snapshot.Cubic, base tcpip.MonotonicTime) {
+func buildCubic(c *cubicState, in *snapshot.Cubic, base time.Duration) {
 	rtt := func(d time.Duration) time.Duration {
 		if d == 0 {
 			return math.MaxInt64 // none yet
@@ -340,10 +361,11 @@ func buildCubic(c *cubicState, in *snapshot.Cubic, base tcpip.MonotonicTime) {
 	c.numCongestionEvents = in.Events
 }
 
-func (r *Restored) buildReceive(base tcpip.MonotonicTime, id stack.TransportEndpointID) {
+func (r *Restored) buildReceive(base time.Duration, id stack.TransportEndpointID) {
 	e, in := r.ep, &r.conn.Receive
 	nxt := seqnum.Value(in.Nxt)
-	e.rcv = &receiver{
+	e.rcv = &r.home.receiver
+	*e.rcv = receiver{
 		TCPReceiverState: tcp.TCPReceiverState{
 			RcvNxt:      nxt,
 			RcvAcc:      nxt.Add(seqnum.Size(in.Acceptable)),
@@ -397,9 +419,15 @@ func (r *Restored) buildReceive(base tcpip.MonotonicTime, id stack.TransportEndp
 
 const segmentSize = int(unsafe.Sizeof(segment{}))
 
+// noClock saves asking for the time of each segment: netstack does not look at
+// when a segment was made that is to be sent, or is in a queue already.
+type noClock struct{ tcpip.Clock }
+
+func (noClock) NowMonotonic() tcpip.MonotonicTime { return tcpip.MonotonicTime{} }
+
 // received makes a segment that counts against the receive buffer.
 func (r *Restored) received(id stack.TransportEndpointID, data ...[]byte) *segment {
-	g := newOutgoingSegment(id, r.ns.Clock(), payload(data), 0)
+	g := newOutgoingSegment(id, noClock{}, payload(data), 0)
 	g.ep = r.ep
 	g.qFlags = recvQ
 	r.ep.rcvMemUsed.Add(int32(segmentSize + g.dataMemSize))
@@ -425,23 +453,23 @@ func payload(pieces [][]byte) buffer.Buffer {
 // since Restore. The error means that it could not be entered in the
 // demultiplexer; it is still restored then.
 func (r *Restored) Activate() error {
-	e, c := r.ep, r.conn
+	e := r.ep
 	if err := r.ns.RegisterTransportEndpoint(e.effectiveNetProtos, tcp.ProtocolNumber, e.TransportEndpointInfo.ID, e.original(), e.boundPortFlags, e.boundBindToDevice); err != nil {
 		return fmt.Errorf("register: %s", err)
 	}
 	e.isRegistered = true
-	for i, t := range [...]snapshot.Timer{c.Send.RetransmitTimer, c.Send.ReorderTimer, c.Send.ProbeTimer, c.Send.CorkTimer, c.KeepAliveTimer} {
-		if left, ok := t.Left(); ok {
-			timerEnable(e.timers()[i], left)
+	for i, t := range e.timers() {
+		if left, ok := r.timers[i].Left(); ok {
+			timerEnable(t, left)
 		}
 	}
 	if e.closed {
 		tcpip.AddDanglingEndpoint(e.original())
 	}
-	if left, ok := c.FinWait2Timer.Left(); ok {
+	if left, ok := r.finWait2.Left(); ok {
 		e.finWait2Timer = r.ns.Clock().AfterFunc(left, func() { endpointFinWait2Expired(e) })
 	}
-	if left, ok := c.TimeWaitTimer.Left(); ok {
+	if left, ok := r.timeWait.Left(); ok {
 		e.timeWaitTimer = r.ns.Clock().AfterFunc(left, func() { endpointTimeWaitExpired(e) })
 	}
 	e.original().UnlockUser()
@@ -452,16 +480,15 @@ func (r *Restored) Activate() error {
 func (r *Restored) Discard() { discard(r.ep) }
 
 // since turns an age back into an instant.
-func since(base tcpip.MonotonicTime, a snapshot.Age) tcpip.MonotonicTime {
+func since(base time.Duration, a snapshot.Age) tcpip.MonotonicTime {
 	d, ok := a.Before()
-	if !ok {
+	switch {
+	case !ok:
 		return tcpip.MonotonicTime{}
+	case base == d:
+		d-- // zero would mean never
 	}
-	t := base.Add(-d)
-	if t == (tcpip.MonotonicTime{}) {
-		t = t.Add(1) // zero would mean never
-	}
-	return t
+	return instantAt(base - d)
 }
 
 func addressOf(a netip.Addr) tcpip.Address {

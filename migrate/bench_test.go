@@ -58,7 +58,7 @@ func newPasser(tb testing.TB) (p *passer, client *stack.Conn) {
 			tb.Fatal(err)
 		}
 	}
-	w.watch.stop()
+	w.watch.off.Store(true)
 	return &passer{w: w, conn: s}, c
 }
 

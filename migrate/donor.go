@@ -179,6 +179,7 @@ func (d *Donor) freeze() (err error) {
 		d.undo()
 		return failed("freeze", d, err)
 	}
+	d.hold.Flush()
 	d.state = donorFrozen
 	return nil
 }

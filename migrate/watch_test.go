@@ -1,7 +1,9 @@
 package migrate_test
 
 import (
+	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -19,22 +21,58 @@ type watcher struct {
 	backAck  int // acknowledgements that went back
 	backEdge int // right edges of the window that went back
 	flows    map[[2]uint16]*serverFlow
-	stop     func()
+	off      atomic.Bool
 }
 
 // serverFlow is what the service has promised on one connection.
 type serverFlow struct {
-	seen           bool
-	ts, ack, edge  uint32
-	scale          int
-	haveTS, scaled bool
+	seen          bool
+	ts, ack, edge uint32
+	scale         int
+	haveTS        bool
+
+	serverFin, clientFin end
 }
 
-func newWatcher(n *lab.Net) *watcher {
-	w := &watcher{flows: map[[2]uint16]*serverFlow{}}
-	w.stop = n.Tap(w.see)
-	return w
+// end is how far one side's stream has come to its end.
+type end struct {
+	sent, acked bool
+	seq         uint32 // behind the FIN
 }
+
+// ack notes a segment of the side whose end this is not.
+func (e *end) ack(h header.TCP) {
+	if e.sent && h.Flags().Contains(header.TCPFlagAck) && int32(h.AckNumber()-e.seq) >= 0 {
+		e.acked = true
+	}
+}
+
+// fin notes a segment of the side whose end this is.
+func (e *end) fin(h header.TCP, payload int) {
+	if h.Flags().Contains(header.TCPFlagFin) {
+		e.sent, e.seq = true, h.SequenceNumber()+uint32(payload)+1
+	}
+}
+
+// over tells whether both ends have acknowledged the other's FIN: what comes
+// after, such as a duplicate that the network had kept, may well be answered
+// with a reset (RFC 9293 §3.10.7.1).
+func (f *serverFlow) over() bool { return f.serverFin.acked && f.clientFin.acked }
+
+// watched is a port whose packets the watcher sees in the order in which the
+// stack sends them.
+type watched struct {
+	*lab.Port
+	w      *watcher
+	client bool
+}
+
+func (p watched) Write(b []byte) (int, error) {
+	p.w.see(b, p.client)
+	return p.Port.Write(b)
+}
+
+func newWatcher() *watcher { return &watcher{flows: map[[2]uint16]*serverFlow{}} }
 
 func tcpHeader(p []byte) header.TCP {
 	switch {
@@ -46,33 +84,43 @@ func tcpHeader(p []byte) header.TCP {
 	return nil
 }
 
-func (w *watcher) see(e lab.Event) {
-	h := tcpHeader(e.Packet)
+func (w *watcher) see(p []byte, client bool) {
+	if w.off.Load() {
+		return
+	}
+	h := tcpHeader(p)
 	if h == nil {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.packets++
-	if h.Flags().Contains(header.TCPFlagRst) {
-		w.resets = append(w.resets, e.From+" to "+e.To)
-	}
-	// The order in which the service sends counts, so look only where its
-	// packets enter the network: what was lost or reordered later is the
-	// network's doing.
-	if e.From != "a" && e.From != "b" || e.Verdict == lab.Duplicated {
+	payload := len(h) - int(h.DataOffset())
+	if client {
+		if f := w.flows[[2]uint16{h.DestinationPort(), h.SourcePort()}]; f != nil {
+			f.clientFin.fin(h, payload)
+			f.serverFin.ack(h)
+		}
+		if h.Flags().Contains(header.TCPFlagRst) {
+			w.resets = append(w.resets, fmt.Sprintf("by the client: port %d to %d", h.SourcePort(), h.DestinationPort()))
+		}
 		return
 	}
 	key := [2]uint16{h.SourcePort(), h.DestinationPort()}
+	f := w.flows[key]
+	if h.Flags().Contains(header.TCPFlagRst) && (f == nil || !f.over()) {
+		w.resets = append(w.resets, fmt.Sprintf("by the service: port %d to %d", h.SourcePort(), h.DestinationPort()))
+	}
 	if h.Flags().Contains(header.TCPFlagSyn) {
 		o := header.ParseSynOptions(h.Options(), true)
-		w.flows[key] = &serverFlow{scale: max(o.WS, 0), scaled: o.WS >= 0}
+		w.flows[key] = &serverFlow{scale: max(o.WS, 0)}
 		return
 	}
-	f := w.flows[key]
 	if f == nil {
 		return
 	}
+	f.serverFin.fin(h, payload)
+	f.clientFin.ack(h)
 	if o := header.ParseTCPOptions(h.Options()); o.TS {
 		if f.haveTS && int32(o.TSVal-f.ts) < 0 {
 			w.backTS++

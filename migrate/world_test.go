@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/distributed-servers/ds/internal/lab"
@@ -31,6 +32,8 @@ type world struct {
 	port    [2]*lab.Port
 	at      int // which node has the service
 	watch   *watcher
+	service netip.Addr
+	seed    uint64
 }
 
 var (
@@ -47,6 +50,8 @@ type options struct {
 	mtu   [2]int // of the nodes, 0: 1500
 	cc    [2]string
 	seed  uint64
+	// service is the address that bulk connects to; zero: service6.
+	service netip.Addr
 }
 
 // skewed is a clock that shows another time, as another machine's does.
@@ -65,7 +70,11 @@ func newWorld(t testing.TB, o options) *world {
 	if o.clock == nil {
 		o.clock = tcpip.NewStdClock()
 	}
-	w := &world{t: t, net: lab.New(o.seed, o.clock)}
+	if !o.service.IsValid() {
+		o.service = service6
+	}
+	w := &world{t: t, net: lab.New(o.seed, o.clock), service: o.service, seed: o.seed}
+	w.watch = newWatcher()
 	w.clientP = w.net.Attach("client", 1500)
 	w.client = w.stack(w.clientP, stack.Config{Addrs: []netip.Addr{client6, client4}, Clock: o.clock})
 	for i := range w.node {
@@ -81,14 +90,13 @@ func newWorld(t testing.TB, o options) *world {
 		w.net.Route(netip.PrefixFrom(a, a.BitLen()), w.clientP)
 	}
 	w.route(0)
-	w.watch = newWatcher(w.net)
 	t.Cleanup(func() { w.net.Close() })
 	return w
 }
 
 func (w *world) stack(p *lab.Port, cfg stack.Config) *stack.Stack {
 	w.t.Helper()
-	cfg.Device = p
+	cfg.Device = watched{p, w.watch, p == w.clientP}
 	s, err := stack.New(cfg)
 	if err != nil {
 		w.t.Fatal(err)
@@ -103,6 +111,11 @@ func (w *world) route(i int) {
 		w.net.Route(netip.PrefixFrom(a, a.BitLen()), w.port[i])
 	}
 	w.at = i
+}
+
+// netstacks are all stacks, the client's first.
+func (w *world) netstacks() []*gstack.Stack {
+	return []*gstack.Stack{w.client.Netstack(), w.node[0].Netstack(), w.node[1].Netstack()}
 }
 
 // connect makes one connection to the node that has the service.

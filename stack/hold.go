@@ -183,8 +183,24 @@ func (h *Hold) String() string {
 	return h.tuple.String()
 }
 
-// Release ends the hold. It delivers first, in order, then what was kept, and
-// only then what arrives from now on; likewise outbound.
+// Flush sends the outbound packets kept so far. They are from before the
+// connections were stopped, which takes a moment longer than to hold their
+// packets; the peer counts on them.
+func (h *Hold) Flush() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.flushLocked()
+}
+
+func (h *Hold) flushLocked() {
+	for _, p := range h.out.take() {
+		h.link.send(p)
+	}
+}
+
+// Release ends the hold. It sends the outbound packets kept, then delivers
+// first, in order, then the inbound packets kept, and only then what arrives
+// from now on.
 func (h *Hold) Release(first ...[]byte) {
 	f := &h.link.filter
 	f.deliver.Lock()
@@ -196,8 +212,9 @@ func (h *Hold) Release(first ...[]byte) {
 		f.mu.Unlock()
 		return
 	}
+	h.flushLocked() // before anybody else can send
 	f.remove(h)
-	in, out := h.in.take(), h.out.take()
+	in := h.in.take()
 	h.mu.Unlock()
 	f.mu.Unlock()
 	for _, p := range first {
@@ -205,9 +222,6 @@ func (h *Hold) Release(first ...[]byte) {
 	}
 	for _, p := range in {
 		h.link.deliver(p)
-	}
-	for _, p := range out {
-		h.link.send(p)
 	}
 }
 

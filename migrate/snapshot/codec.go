@@ -156,7 +156,7 @@ func parse(b []byte, conns []Conn) (s Snapshot, err error) {
 }
 
 // minRecord is less than the smallest record of a connection.
-const minRecord = 128
+const minRecord = 96
 
 // codec writes a snapshot to the end of b, or reads it from its front: every
 // method does one or the other with the value it is given a pointer to. After

@@ -1,0 +1,104 @@
+package migrate_test
+
+import (
+	"flag"
+	"net/netip"
+	"testing"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+
+	"github.com/distributed-servers/ds/internal/lab"
+)
+
+var (
+	flagSeed = flag.Uint64("seed", 1, "seed of the stories' randomness")
+	flagMiB  = flag.Int64("mib", 8, "MiB each way in the stories that transfer in bulk")
+)
+
+// TestStory tells what can happen to a connection while it moves hundreds of
+// times between two nodes. In every story each octet of both streams is
+// checked, and a watcher on the network looks for what a move must not cause:
+// resets, and timestamps, acknowledgements or window edges that go back.
+func TestStory(t *testing.T) {
+	for _, family := range []struct {
+		name    string
+		service netip.Addr
+	}{{"IPv6", service6}, {"IPv4", service4}} {
+		t.Run(family.name, func(t *testing.T) {
+			for _, story := range []struct {
+				name string
+				tell func(t *testing.T, w *world)
+				opts options
+			}{
+				{name: "plain", tell: plain},
+				{name: "lossy", tell: lossy},
+				{name: "slow reader", tell: slowReader},
+				{name: "smaller MTU at one node", tell: plain, opts: options{mtu: [2]int{1500, 1300}}},
+				{name: "another congestion control at one node", tell: plain, opts: options{cc: [2]string{"reno", "cubic"}}},
+				{name: "no SACK", tell: withoutSACK},
+				{name: "no RACK", tell: withoutRACK},
+			} {
+				t.Run(story.name, func(t *testing.T) {
+					o := story.opts
+					o.service = family.service
+					o.seed = *flagSeed
+					story.tell(t, newWorld(t, o))
+				})
+			}
+		})
+	}
+}
+
+func plain(t *testing.T, w *world) {
+	if n := w.bulk(*flagMiB<<20, 16<<10, true); n < 100 {
+		t.Errorf("moved only %d times", n)
+	}
+}
+
+func lossy(t *testing.T, w *world) {
+	w.clientP.SetImpair(
+		lab.Impair{Loss: 0.01, Reorder: 0.02, Duplicate: 0.01},
+		lab.Impair{Loss: 0.01, Reorder: 0.02, Duplicate: 0.01})
+	if n := w.bulk(*flagMiB<<20/4, 8<<10, false); n < 100 {
+		t.Errorf("moved only %d times", n)
+	}
+}
+
+func withoutSACK(t *testing.T, w *world) {
+	off := tcpip.TCPSACKEnabled(false)
+	w.set(&off)
+	w.clientP.SetImpair(lab.Impair{Loss: 0.005}, lab.Impair{Loss: 0.005})
+	w.bulk(*flagMiB<<20/8, 8<<10, false)
+}
+
+func withoutRACK(t *testing.T, w *world) {
+	off := tcpip.TCPRecovery(0)
+	w.set(&off)
+	w.clientP.SetImpair(lab.Impair{Loss: 0.01}, lab.Impair{Loss: 0.01})
+	w.bulk(*flagMiB<<20/4, 8<<10, false)
+}
+
+// set sets a TCP option of all stacks.
+func (w *world) set(o tcpip.SettableTransportProtocolOption) {
+	w.t.Helper()
+	for _, ns := range w.netstacks() {
+		if err := ns.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// slowReader lets both receivers stop until the windows are closed, again and
+// again.
+func slowReader(t *testing.T, w *world) {
+	c, s := w.connect(w.service)
+	x := newTransfer(w, c, s, *flagMiB<<20/2, 16<<10)
+	x.stall = true
+	moves, err := x.run()
+	if err != nil {
+		t.Fatalf("seed %d, after %d moves: %v", w.seed, moves, err)
+	}
+	t.Logf("%d moves", moves)
+	w.watch.check(t)
+}

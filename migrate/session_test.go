@@ -118,22 +118,30 @@ func (c counted) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// peer is the client's end of a connection.
+type peer interface {
+	io.ReadWriter
+	CloseWrite() error
+}
+
 // transfer is a stream of size octets each way between a client and a session,
 // ended by each side with a FIN, everything checked, while the session's
 // connection moves to and fro.
 type transfer struct {
 	w      *world
-	client *stack.Conn
+	peer   peer
 	server *session
 	size   int64
 	rand   *rand.Rand
 	every  int64 // octets between moves, about
 	drain  bool  // drain before each tenth move
-	stall  bool  // receivers pause until their windows are full
+	stay   bool  // somebody else moves the connection
+	// moveTo moves the connection; nil: to the other node.
+	moveTo func(d *migrate.Donor) ([]*stack.Conn, error)
 }
 
 func newTransfer(w *world, c, s *stack.Conn, size, every int64) *transfer {
-	return &transfer{w: w, client: c, server: newSession(s), size: size, every: every,
+	return &transfer{w: w, peer: c, server: newSession(s), size: size, every: every,
 		rand: rand.New(rand.NewPCG(w.seed, 7))}
 }
 
@@ -143,9 +151,9 @@ func (x *transfer) run() (moves int, err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	errs := make(chan error, 5)
-	go func() { errs <- wrap("client sends", errors.Join(send(x.client, 0, x.size), x.client.CloseWrite())) }()
+	go func() { errs <- wrap("client sends", errors.Join(send(x.peer, 0, x.size), x.peer.CloseWrite())) }()
 	go func() { errs <- wrap("service sends", errors.Join(send(x.server, 0, x.size), x.server.CloseWrite())) }()
-	go func() { errs <- wrap("client receives", receiveAll(counted{x.client, p}, x.size)) }()
+	go func() { errs <- wrap("client receives", receiveAll(counted{x.peer, p}, x.size)) }()
 	go func() { errs <- wrap("service receives", receiveAll(counted{x.server, p}, x.size)) }()
 	moved := make(chan error, 1)
 	go func() {
@@ -168,6 +176,9 @@ func (x *transfer) run() (moves int, err error) {
 // move moves the connection each time some octets have arrived, until ctx ends
 // or the connection does.
 func (x *transfer) move(ctx context.Context, p *progress, moves *int) error {
+	if x.stay {
+		return nil
+	}
 	next := int64(0)
 	for ctx.Err() == nil {
 		if p.octets.Load() < next {
@@ -187,7 +198,11 @@ func (x *transfer) move(ctx context.Context, p *progress, moves *int) error {
 				return fmt.Errorf("drain: %w", err)
 			}
 		}
-		conns, err := x.w.moveDonor(d)
+		move := x.moveTo
+		if move == nil {
+			move = x.w.moveDonor
+		}
+		conns, err := move(d)
 		switch {
 		case errors.Is(err, migrate.ErrEnded):
 			return nil

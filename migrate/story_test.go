@@ -1,6 +1,7 @@
 package migrate_test
 
 import (
+	"errors"
 	"flag"
 	"net/netip"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"github.com/distributed-servers/ds/internal/lab"
+	"github.com/distributed-servers/ds/stack"
 )
 
 var (
@@ -33,7 +35,7 @@ func TestStory(t *testing.T) {
 			}{
 				{name: "plain", tell: plain},
 				{name: "lossy", tell: lossy},
-				{name: "slow reader", tell: slowReader},
+				{name: "zero window", tell: zeroWindow},
 				{name: "smaller MTU at one node", tell: plain, opts: options{mtu: [2]int{1500, 1300}}},
 				{name: "another congestion control at one node", tell: plain, opts: options{cc: [2]string{"reno", "cubic"}}},
 				{name: "no SACK", tell: withoutSACK},
@@ -56,10 +58,11 @@ func plain(t *testing.T, w *world) {
 	}
 }
 
+// impairment is a bad network.
+var impairment = lab.Impair{Loss: 0.01, Reorder: 0.02, Duplicate: 0.01}
+
 func lossy(t *testing.T, w *world) {
-	w.clientP.SetImpair(
-		lab.Impair{Loss: 0.01, Reorder: 0.02, Duplicate: 0.01},
-		lab.Impair{Loss: 0.01, Reorder: 0.02, Duplicate: 0.01})
+	w.clientP.SetImpair(impairment, impairment)
 	if n := w.bulk(*flagMiB<<20/4, 8<<10, false); n < 100 {
 		t.Errorf("moved only %d times", n)
 	}
@@ -89,16 +92,40 @@ func (w *world) set(o tcpip.SettableTransportProtocolOption) {
 	}
 }
 
-// slowReader lets both receivers stop until the windows are closed, again and
-// again.
-func slowReader(t *testing.T, w *world) {
+// zeroWindow lets each receiver in turn stop reading until its window is
+// closed, and moves the connection many times before it reads on: with the
+// service's octets waiting for the window, then with the client's unread.
+func zeroWindow(t *testing.T, w *world) {
 	c, s := w.connect(w.service)
-	x := newTransfer(w, c, s, *flagMiB<<20/2, 16<<10)
-	x.stall = true
-	moves, err := x.run()
-	if err != nil {
-		t.Fatalf("seed %d, after %d moves: %v", w.seed, moves, err)
+	// Auto-tuning would open the windows ever wider.
+	if err := errors.Join(c.SetReadBuffer(512<<10), s.SetReadBuffer(512<<10)); err != nil {
+		t.Fatal(err)
 	}
-	t.Logf("%d moves", moves)
+	const size = 900 << 10 // what the window does not admit waits in the send buffer
+	blocked := func(c *stack.Conn) bool {
+		s := look(t, c).Send
+		return s.Wnd == 0 || len(s.Queue) > 0 && s.Nxt-s.Una == 0
+	}
+	for range 5 {
+		if err := send(s, 0, size); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the client's window to close", func() bool { return blocked(s) })
+		for range 20 {
+			s = w.must(s)
+		}
+		if err := receive(c, 0, size); err != nil {
+			t.Fatal(err)
+		}
+		sent := make(chan error, 1)
+		go func() { sent <- send(c, 0, size) }()
+		eventually(t, "the service's window to close", func() bool { return blocked(c) })
+		for range 20 {
+			s = w.must(s)
+		}
+		if err := errors.Join(receive(s, 0, size), <-sent); err != nil {
+			t.Fatal(err)
+		}
+	}
 	w.watch.check(t)
 }

@@ -22,6 +22,8 @@ type watcher struct {
 	backEdge int // right edges of the window that went back
 	flows    map[[2]uint16]*serverFlow
 	off      atomic.Bool
+	// lose decides about a packet that is being sent; nil loses none.
+	lose atomic.Pointer[func(client bool, h header.TCP) bool]
 }
 
 // serverFlow is what the service has promised on one connection.
@@ -69,6 +71,11 @@ type watched struct {
 
 func (p watched) Write(b []byte) (int, error) {
 	p.w.see(b, p.client)
+	if lose := p.w.lose.Load(); lose != nil {
+		if h := tcpHeader(b); h != nil && (*lose)(p.client, h) {
+			return len(b), nil
+		}
+	}
 	return p.Port.Write(b)
 }
 
@@ -97,11 +104,12 @@ func (w *watcher) see(p []byte, client bool) {
 	w.packets++
 	payload := len(h) - int(h.DataOffset())
 	if client {
-		if f := w.flows[[2]uint16{h.DestinationPort(), h.SourcePort()}]; f != nil {
+		f := w.flows[[2]uint16{h.DestinationPort(), h.SourcePort()}]
+		if f != nil {
 			f.clientFin.fin(h, payload)
 			f.serverFin.ack(h)
 		}
-		if h.Flags().Contains(header.TCPFlagRst) {
+		if h.Flags().Contains(header.TCPFlagRst) && (f == nil || !f.over()) {
 			w.resets = append(w.resets, fmt.Sprintf("by the client: port %d to %d", h.SourcePort(), h.DestinationPort()))
 		}
 		return
@@ -137,6 +145,22 @@ func (w *watcher) see(p []byte, client bool) {
 		}
 	}
 	f.seen, f.ack, f.edge = true, h.AckNumber(), edge
+}
+
+// count is how many packets were sent so far.
+func (w *watcher) count() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.packets
+}
+
+// forget starts anew: the test has made time or sequence numbers jump.
+func (w *watcher) forget() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.flows {
+		*f = serverFlow{scale: f.scale}
+	}
 }
 
 // check fails the test if the peer could have noticed anything.

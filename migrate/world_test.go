@@ -153,8 +153,15 @@ func (w *world) moveClient(client netip.Addr) ([]*stack.Conn, error) {
 	return w.moveDonor(migrate.NewClientDonor(w.node[w.at], client))
 }
 
+// moveDonor moves what a donor gives to the other node, and routes there.
 func (w *world) moveDonor(d *migrate.Donor) ([]*stack.Conn, error) {
-	to := w.node[1-w.at]
+	return passBy(d, w.node[1-w.at], func() { w.route(1 - w.at) })
+}
+
+// pass moves what a donor gives to a stack.
+func pass(d *migrate.Donor, to *stack.Stack) ([]*stack.Conn, error) { return passBy(d, to, func() {}) }
+
+func passBy(d *migrate.Donor, to *stack.Stack, commit func()) ([]*stack.Conn, error) {
 	if err := d.Freeze(); err != nil {
 		return nil, err
 	}
@@ -166,7 +173,7 @@ func (w *world) moveDonor(d *migrate.Donor) ([]*stack.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w; thaw: %v", err, d.Thaw())
 	}
-	w.route(1 - w.at)
+	commit()
 	late, err := d.Discard(to.Inject, time.Minute)
 	if err != nil {
 		return nil, err

@@ -1,3 +1,5 @@
+//lint:file-ignore U1000 The comparison reads these fields by reflection.
+
 package gvtcp
 
 import (

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/distributed-servers/ds/migrate/internal/gvtcp"
@@ -137,6 +138,10 @@ func drain(ctx context.Context, c *stack.Conn) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+	switch c.Endpoint().EndpointState() {
+	case tcp.StateClose, tcp.StateError:
+		return ErrEnded
 	}
 	return nil
 }
@@ -285,7 +290,7 @@ func (d *Donor) undo() error {
 			}
 		}
 	}
-	d.hold.Release(d.packets...)
+	d.hold.Undo(d.packets...)
 	d.reset()
 	return errors.Join(errs...)
 }

@@ -178,7 +178,7 @@ func finWait2(t *testing.T, w *world) {
 	}
 	wantEnd(t, c)
 	waitState(t, s, tcp.StateTimeWait)
-	s = w.must(s)
+	w.must(s)
 }
 
 // The service's FIN waits behind data that the client's window does not admit.

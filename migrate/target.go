@@ -122,6 +122,11 @@ func (t *Target) build(records []snapshot.Conn) error {
 			return fmt.Errorf("%s: %w", tuple, err)
 		}
 		for _, p := range c.Unprocessed {
+			// They will be delivered past the filter, so they must not be
+			// about anybody else.
+			if of, ok := stack.InboundTuple(p); !ok || of != tuple {
+				return fmt.Errorf("%w: %s: an unprocessed packet of another connection", ErrFormat, tuple)
+			}
 			t.first = append(t.first, slices.Clone(p))
 		}
 	}
@@ -211,7 +216,7 @@ func (t *Target) drop() {
 		t.conns[i].restored.Discard()
 	}
 	for i := range t.holds {
-		t.holds[i].Forward(nil, 0)
+		t.holds[i].Drop()
 	}
 	t.holds, t.conns, t.first = nil, nil, nil
 }

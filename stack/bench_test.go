@@ -14,28 +14,36 @@ import (
 	"github.com/distributed-servers/ds/stack"
 )
 
-// BenchmarkLossy is bulk TCP from server to client over a path that loses
-// packets, 10 ms there and back, with each loss detection and each congestion
-// control. tuneTCP chooses by it.
+// BenchmarkLossy is bulk TCP from server to client over a path that loses or
+// reorders packets, 10 ms there and back, with each loss detection and each
+// congestion control. tuneTCP chooses by it.
 func BenchmarkLossy(b *testing.B) {
-	for _, loss := range []float64{0, 0.001, 0.01} {
+	for _, path := range []struct {
+		name string
+		lab.Impair
+	}{
+		{"clean", lab.Impair{}},
+		{"loss0.1%", lab.Impair{Loss: 0.001}},
+		{"loss1%", lab.Impair{Loss: 0.01}},
+		{"reorder1%", lab.Impair{Reorder: 0.01}},
+	} {
 		for _, rack := range []bool{true, false} {
 			for _, cc := range []string{"cubic", "reno"} {
-				b.Run(fmt.Sprintf("loss=%g%%/rack=%v/%s", loss*100, rack, cc), func(b *testing.B) {
-					benchmarkLossy(b, loss, rack, cc)
+				b.Run(fmt.Sprintf("%s/rack=%v/%s", path.name, rack, cc), func(b *testing.B) {
+					benchmarkLossy(b, path.Impair, rack, cc)
 				})
 			}
 		}
 	}
 }
 
-func benchmarkLossy(b *testing.B, loss float64, rack bool, cc string) {
+func benchmarkLossy(b *testing.B, impair lab.Impair, rack bool, cc string) {
 	const size = 8 << 20 // each time on a new connection, on the same seed's losses
 	var total time.Duration
 	var retransmits uint64
 	for i := 0; b.Loop(); i++ {
 		net := lab.New(uint64(i+1), nil)
-		impair := lab.Impair{Loss: loss, Delay: 5 * time.Millisecond}
+		impair.Delay = 5 * time.Millisecond
 		start := func(name string, addr netip.Addr) *stack.Stack {
 			p := net.Attach(name, 1500)
 			net.Route(netip.PrefixFrom(addr, addr.BitLen()), p)

@@ -50,7 +50,7 @@ type Conn struct {
 	readWait wait
 	readEnd  deadline
 
-	writeMu   sync.Mutex // serialises Write, CloseWrite
+	writeMu   sync.Mutex // serialises Write
 	writer    bytes.Reader
 	writeWait wait
 	writeEnd  deadline
@@ -276,23 +276,41 @@ func (c *Conn) CloseWrite() error { return c.shutdown(tcpip.ShutdownWrite) }
 func (c *Conn) CloseRead() error { return c.shutdown(tcpip.ShutdownRead) }
 
 func (c *Conn) shutdown(how tcpip.ShutdownFlags) error {
-	c.writeMu.Lock()
-	defer c.writeMu.Unlock()
 	return c.control("close", func() tcpip.Error { return c.ep.Shutdown(how) })
 }
 
-// control is call for socket options and the like. writeMu is held.
-func (c *Conn) control(what string, op func() tcpip.Error) error {
-	if err := c.call(&c.writeWait, &c.writeEnd, waiter.WritableEvents|waiter.EventErr|waiter.EventHUp, gateSuspended, op); err != nil {
-		return c.opError(what, err)
-	}
-	return nil
-}
+func (c *Conn) set(op func() tcpip.Error) error { return c.control("set", op) }
 
-func (c *Conn) set(op func() tcpip.Error) error {
-	c.writeMu.Lock()
-	defer c.writeMu.Unlock()
-	return c.control("set", op)
+// control is call for what never blocks in the endpoint, such as socket
+// options. Only while the connection is being moved does it wait, and only then
+// does the write deadline count.
+func (c *Conn) control(what string, op func() tcpip.Error) error {
+	var w wait
+	waiting := false
+	for {
+		ok, err := c.gate.enter(gateSuspended)
+		switch {
+		case ok:
+			err = netError(op())
+			c.gate.leave()
+			if err != nil {
+				err = c.opError(what, err)
+			}
+			return err
+		case err == nil && c.writeEnd.passed.Load():
+			err = os.ErrDeadlineExceeded
+		}
+		if err != nil {
+			return c.opError(what, err)
+		}
+		if waiting {
+			<-w.ch
+			continue
+		}
+		w.begin(c.wq, anyEvent)
+		defer w.end(c.wq)
+		waiting = true
+	}
 }
 
 // SetNoDelay turns Nagle's algorithm (RFC 9293 §3.7.4) off, which is the

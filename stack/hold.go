@@ -68,6 +68,9 @@ type Hold struct {
 	forward func(p []byte)
 	expire  tcpip.Timer
 	in, out packetQueue
+	// displaced are the moved filters that gave way, until it is clear that
+	// what they are about has come back.
+	displaced []*Hold
 }
 
 // packetQueue keeps packets in order of arrival up to a limit of octets.
@@ -93,7 +96,9 @@ func (q *packetQueue) take() [][]byte {
 }
 
 // HoldConn keeps the packets of one connection from now on. When it returns,
-// no packet of it is between device and netstack.
+// no packet of it is between device and netstack. A moved filter of the
+// connection ends, or of its client as a whole: whoever moves a client at once
+// does not move its connections one by one.
 func (s *Stack) HoldConn(t Tuple) (*Hold, error) {
 	h := new(Hold)
 	if err := s.StartHold(h, t); err != nil {
@@ -118,48 +123,85 @@ func (s *Stack) StartHold(h *Hold, t Tuple) error {
 	defer f.deliver.Unlock()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	// A moved entry gives way: the connection has come back.
+	// Moved entries give way: what they are about has come back. Those that
+	// hold do not.
 	client := t.Remote.Addr()
-	if err := f.yield(f.clients[client]); err != nil {
-		return err
+	var others []*Hold
+	if o := f.clients[client]; o != nil {
+		others = append(others, o)
 	}
 	if h.ofClient() {
-		for t, other := range f.tuples {
+		for t, o := range f.tuples {
 			if t.Remote.Addr() == client {
-				if err := f.yield(other); err != nil {
-					return err
-				}
+				others = append(others, o)
 			}
 		}
-		f.clients[client] = h
-	} else {
-		if err := f.yield(f.tuples[t]); err != nil {
-			return err
+	} else if o := f.tuples[t]; o != nil {
+		others = append(others, o)
+	}
+	for _, o := range others {
+		if o.holds() {
+			return fmt.Errorf("%w: %s", ErrHeld, o)
 		}
-		f.tuples[t] = h
+	}
+	for _, o := range others {
+		f.leave(o)
+	}
+	h.displaced = others
+	f.enter(h)
+	return nil
+}
+
+// enter puts h into its table, leave takes it out if it is there. mu is held.
+func (f *filter) enter(h *Hold) {
+	if h.ofClient() {
+		f.clients[h.tuple.Remote.Addr()] = h
+	} else {
+		f.tuples[h.tuple] = h
 	}
 	f.n.Add(1)
-	return nil
+}
+
+func (f *filter) leave(h *Hold) {
+	switch {
+	case f.clients[h.tuple.Remote.Addr()] == h:
+		delete(f.clients, h.tuple.Remote.Addr())
+	case f.tuples[h.tuple] == h:
+		delete(f.tuples, h.tuple)
+	default:
+		return
+	}
+	f.n.Add(-1)
+}
+
+// settle decides about the moved filters that gave way to h: they are back, or
+// gone for good. mu is held.
+func (f *filter) settle(h *Hold, back bool) {
+	for _, o := range h.displaced {
+		o.mu.Lock()
+		switch {
+		case o.done: // its grace is over
+		case back:
+			f.enter(o)
+		default:
+			f.remove(o)
+		}
+		o.mu.Unlock()
+	}
+	h.displaced = nil
+}
+
+// holds tells whether h keeps packets rather than forward them.
+func (h *Hold) holds() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.forward == nil
 }
 
 // ofClient tells whether h is about all connections of a client.
 func (h *Hold) ofClient() bool { return h.tuple.Remote.Port() == 0 }
 
-// yield removes a moved entry; one that holds stays, which is an error.
-func (f *filter) yield(h *Hold) error {
-	if h == nil {
-		return nil
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.forward == nil {
-		return fmt.Errorf("%w: %s", ErrHeld, h)
-	}
-	f.remove(h)
-	return nil
-}
-
-// remove takes h out of the table. mu and h.mu are held.
+// remove ends h. mu and h.mu are held.
 func (f *filter) remove(h *Hold) {
 	if h.done {
 		return
@@ -168,12 +210,7 @@ func (f *filter) remove(h *Hold) {
 	if h.expire != nil {
 		h.expire.Stop()
 	}
-	if h.ofClient() {
-		delete(f.clients, h.tuple.Remote.Addr())
-	} else {
-		delete(f.tuples, h.tuple)
-	}
-	f.n.Add(-1)
+	f.leave(h)
 }
 
 func (h *Hold) String() string {
@@ -198,30 +235,50 @@ func (h *Hold) flushLocked() {
 	}
 }
 
-// Release ends the hold. It sends the outbound packets kept, then delivers
-// first, in order, then the inbound packets kept, and only then what arrives
-// from now on.
-func (h *Hold) Release(first ...[]byte) {
+// Release ends the hold: the connections live here. It sends the outbound
+// packets kept, then delivers first, in order, then the inbound packets kept,
+// and only then what arrives from now on.
+func (h *Hold) Release(first ...[]byte) { h.end(first, false, true) }
+
+// Undo ends the hold as if it had never begun: it is Release, but moved filters
+// that gave way to it are back.
+func (h *Hold) Undo(first ...[]byte) { h.end(first, true, true) }
+
+// Drop ends the hold of connections that do not live here after all. Moved
+// filters that gave way to it are back and get the packets kept that concern
+// them; nobody here sees the others.
+func (h *Hold) Drop() { h.end(nil, true, false) }
+
+func (h *Hold) end(first [][]byte, back, deliver bool) {
 	f := &h.link.filter
 	f.deliver.Lock()
-	defer f.deliver.Unlock()
 	f.mu.Lock()
 	h.mu.Lock()
 	if h.done {
 		h.mu.Unlock()
 		f.mu.Unlock()
+		f.deliver.Unlock()
 		return
 	}
 	h.flushLocked() // before anybody else can send
 	f.remove(h)
-	in := h.in.take()
+	in := append(first, h.in.take()...)
 	h.mu.Unlock()
+	f.settle(h, back)
 	f.mu.Unlock()
-	for _, p := range first {
-		h.link.deliver(p)
-	}
+	var away []func()
 	for _, p := range in {
-		h.link.deliver(p)
+		taken, forward := f.inbound(p)
+		switch {
+		case forward != nil:
+			away = append(away, func() { forward(p) })
+		case !taken && deliver:
+			h.link.deliver(p)
+		}
+	}
+	f.deliver.Unlock()
+	for _, forward := range away {
+		forward()
 	}
 }
 
@@ -249,9 +306,13 @@ func (h *Hold) Forward(forward func(p []byte), grace time.Duration) (late [][]by
 	late = h.in.take()
 	h.out.take()
 	h.forward = forward
+	f.settle(h, false) // h knows better where they have moved
 	if grace <= 0 {
 		f.remove(h)
 		return late
+	}
+	if h.expire != nil {
+		h.expire.Stop()
 	}
 	h.expire = h.link.clock.AfterFunc(grace, h.stop)
 	return late

@@ -30,6 +30,7 @@ type Listener struct {
 	ep    *tcp.Endpoint
 	wq    waiter.Queue
 	addr  netip.AddrPort
+	only6 bool // an unspecified address does not mean IPv4 too
 	end   deadline
 
 	mu     sync.Mutex
@@ -45,7 +46,7 @@ func (s *Stack) Listen(network, address string) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stack: listen %s %s: %w", network, address, err)
 	}
-	l := &Listener{stack: s}
+	l := &Listener{stack: s, only6: network == "tcp6"}
 	fail := func(err error) (*Listener, error) {
 		return nil, &net.OpError{Op: "listen", Net: network, Addr: net.TCPAddrFromAddrPort(at), Err: err}
 	}
@@ -64,7 +65,7 @@ func (s *Stack) Listen(network, address string) (*Listener, error) {
 	// As package net does: a listener may start while connections of an
 	// earlier one, or moved ones, still use its port.
 	l.ep.SocketOptions().SetReuseAddress(true)
-	l.ep.SocketOptions().SetV6Only(network == "tcp6")
+	l.ep.SocketOptions().SetV6Only(l.only6)
 	full := tcpip.FullAddress{Port: at.Port()}
 	if at.Addr().IsValid() && !at.Addr().IsUnspecified() {
 		full.Addr = toAddress(at.Addr())
@@ -294,5 +295,5 @@ func (l *Listener) covers(local netip.AddrPort) bool {
 	case a.Is4():
 		return local.Addr().Is4()
 	}
-	return true
+	return local.Addr().Is6() || !l.only6
 }

@@ -56,6 +56,17 @@ func inboundFlow(p []byte) (f flow, ok bool) {
 	return flow{}, false
 }
 
+// InboundTuple names the TCP connection that a whole packet from the link
+// belongs to; ok is false if it does not say.
+func InboundTuple(p []byte) (t Tuple, ok bool) {
+	src, dst, proto, payload, first, ok := parseIP(p)
+	if !ok || proto != uint8(header.TCPProtocolNumber) {
+		return Tuple{}, false
+	}
+	f, _ := tcpFlow(dst, src, payload, first, true)
+	return f.tuple, f.ports
+}
+
 // outboundFlow is inboundFlow for what the netstack sends.
 func outboundFlow(p []byte) (f flow, ok bool) {
 	src, dst, proto, payload, first, ok := parseIP(p)

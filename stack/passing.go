@@ -3,6 +3,7 @@ package stack
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -109,15 +110,23 @@ func (s *Stack) ConnsOf(client netip.Addr) []*Conn {
 	return cs
 }
 
-// Clients returns the addresses that have connections here.
+// Clients returns the addresses that have connections here, those in a
+// handshake and those that nobody has accepted included.
 func (s *Stack) Clients() []netip.Addr {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	as := make([]netip.Addr, 0, len(s.clients))
-	for a := range s.clients {
-		as = append(as, a)
+	seen := make(map[netip.Addr]struct{})
+	for _, ep := range s.ns.RegisteredEndpoints() {
+		if ep, ok := ep.(*tcp.Endpoint); ok {
+			if a := transportID(ep.Info()).RemoteAddress; a.Len() != 0 {
+				seen[fromAddress(a)] = struct{}{}
+			}
+		}
 	}
-	return as
+	s.mu.Lock()
+	for a := range s.clients {
+		seen[a] = struct{}{}
+	}
+	s.mu.Unlock()
+	return slices.Collect(maps.Keys(seen))
 }
 
 // Listeners returns the open listeners. The slice must not be changed.

@@ -319,9 +319,6 @@ func TestBlockWrites(t *testing.T) {
 	go func() { _, err := send(s, 0, 1000); errs <- err }()
 	mustSend(t, c, 7, 1000)
 	mustReceive(t, s, 7, 1000)
-	if err := s.SetNoDelay(true); err != nil {
-		t.Error(err)
-	}
 	if err := s.SetWriteDeadline(time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
 	}
@@ -337,6 +334,40 @@ func TestBlockWrites(t *testing.T) {
 		t.Error(err)
 	}
 	mustReceive(t, c, 0, 1000)
+}
+
+// TestControlsPassWrite: only Write waits for room in the send buffer, or for
+// BlockWrites; a call that ends the other direction or sets an option does not
+// wait for Write, as with net.TCPConn.
+func TestControlsPassWrite(t *testing.T) {
+	client, server := newPair(t)
+	for name, call := range map[string]func(*stack.Conn) error{
+		"SetNoDelay":   func(c *stack.Conn) error { return c.SetNoDelay(true) },
+		"SetKeepAlive": func(c *stack.Conn) error { return c.SetKeepAlive(true) },
+		"CloseRead":    (*stack.Conn).CloseRead,
+	} {
+		_, s := connect(t, client, server, server6)
+		s.BlockWrites(true)
+		started, done := make(chan struct{}), make(chan error, 2)
+		go func() { close(started); _, err := s.Write([]byte{1}); done <- err }()
+		<-started
+		runtime.Gosched()
+		// A Write that waits has the lock that serialises writers.
+		errs := make(chan error, 1)
+		go func() { errs <- call(s) }()
+		select {
+		case err := <-errs:
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		case <-time.After(time.Second):
+			t.Errorf("%s waits for a Write that waits", name)
+		}
+		s.BlockWrites(false)
+		if err := result(t, "Write", done); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // TestSuspendRaces: a connection under traffic is suspended again and again.

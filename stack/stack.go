@@ -156,19 +156,32 @@ func (s *Stack) AddAddr(a netip.Addr) error {
 	return nil
 }
 
-// tuneTCP sets TCP up as the heaviest public users of netstack do.
+// tuneTCP sets TCP up as the heaviest public users of netstack do. The choices
+// were measured with BenchmarkLossy (5 ms each way).
 func tuneTCP(ns *gstack.Stack, cfg Config) error {
-	sack := tcpip.TCPSACKEnabled(true)                     // off by default; every peer has it, and RACK needs it
-	rack := tcpip.TCPRACKLossDetection                     // measured here under loss: see BenchmarkLossy
-	moderate := tcpip.TCPModerateReceiveBufferOption(true) // grow the receive buffer with the bandwidth-delay product
+	// Off by default in netstack; every peer has it, and RACK needs it.
+	sack := tcpip.TCPSACKEnabled(true)
+	// Under random loss RACK changes nothing to speak of; when 1 % of the
+	// packets are reordered it is some twenty times faster than without, for
+	// it does not take them for lost.
+	rack := tcpip.TCPRACKLossDetection
+	// Cubic is ahead of Reno on clean paths and at 0.1 % loss, and the default
+	// of every kernel.
 	cc := tcpip.CongestionControlOption(cfg.CongestionControl)
-	def := min(tcp.DefaultReceiveBufferSize, cfg.MaxBuffer)
-	rcv := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: def, Max: cfg.MaxBuffer}
-	def = min(tcp.DefaultSendBufferSize, cfg.MaxBuffer)
-	snd := tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: def, Max: cfg.MaxBuffer}
-	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &rack, &moderate, &cc, &rcv, &snd} {
-		if err := ns.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
-			return fmt.Errorf("TCP option %T = %v: %s", o, o, err)
+	// The receive buffer grows with the bandwidth-delay product.
+	moderate := tcpip.TCPModerateReceiveBufferOption(true)
+	rcv := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: min(tcp.DefaultReceiveBufferSize, cfg.MaxBuffer), Max: cfg.MaxBuffer}
+	snd := tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: min(tcp.DefaultSendBufferSize, cfg.MaxBuffer), Max: cfg.MaxBuffer}
+	for _, o := range []struct {
+		name   string
+		value  any
+		option tcpip.SettableTransportProtocolOption
+	}{
+		{"SACK", sack, &sack}, {"loss detection", rack, &rack}, {"congestion control", cc, &cc},
+		{"receive buffer tuning", moderate, &moderate}, {"receive buffer", rcv, &rcv}, {"send buffer", snd, &snd},
+	} {
+		if err := ns.SetTransportProtocolOption(tcp.ProtocolNumber, o.option); err != nil {
+			return fmt.Errorf("%s %v: %s", o.name, o.value, err)
 		}
 	}
 	return nil

@@ -48,7 +48,7 @@ func tooBig6(b []byte, mtu int) []byte {
 		return nil
 	}
 	payload := b[header.IPv6MinimumSize:]
-	if ip.TransportProtocol() == header.ICMPv6ProtocolNumber && (len(payload) == 0 || payload[0] < 128) {
+	if ip.NextHeader() == uint8(header.ICMPv6ProtocolNumber) && (len(payload) == 0 || payload[0] < 128) {
 		return nil
 	}
 

@@ -148,7 +148,7 @@ func kernel() Result {
 		_, err = fmt.Sscanf(release, "%d.%d", &major, &minor)
 	}
 	if err == nil && (major < minKernel[0] || major == minKernel[0] && minor < minKernel[1]) {
-		err = fmt.Errorf("Linux %s", release)
+		err = fmt.Errorf("this is Linux %s", release)
 	}
 	return result(Kernel, "Linux "+release, err, fmt.Sprintf("use Linux %d.%d or newer", minKernel[0], minKernel[1]))
 }

@@ -26,8 +26,6 @@ const (
 // its own assertions.
 func (c *Conn) check() error {
 	switch {
-	case c.State < Established || c.State > TimeWait:
-		return fmt.Errorf("state %d: want %d to %d", c.State, Established, TimeWait)
 	case c.Local.Addr().BitLen() != c.Remote.Addr().BitLen():
 		return fmt.Errorf("%s and %s are of different families", c.Local, c.Remote)
 	case c.Local == c.Remote:
@@ -125,9 +123,6 @@ func (r *Receive) check(state State) error {
 			return fmt.Errorf("out-of-order segments are no heap at %d", i)
 		}
 	}
-	if Len(r.Unread) > maxBuffer {
-		return errors.New("too many unread octets")
-	}
 	for i, b := range r.Blocks {
 		if b.Start-r.Nxt > maxSeqStep {
 			return fmt.Errorf("SACK block %d is not beyond RCV.NXT", i)
@@ -136,8 +131,14 @@ func (r *Receive) check(state State) error {
 	return nil
 }
 
-// distinct checks that no connection is there twice.
-func distinct(conns []Conn) error {
+// checkAll tests what concerns all connections together: they belong to the
+// client, if there is one, and none is there twice.
+func (s *Snapshot) checkAll(conns []Conn) error {
+	for i := range conns {
+		if a := conns[i].Remote.Addr(); s.Client.IsValid() && a != s.Client {
+			return fmt.Errorf("connection %d: remote %s is not the client %s", i, a, s.Client)
+		}
+	}
 	if len(conns) < 2 {
 		return nil
 	}

@@ -66,6 +66,9 @@ func Append(b []byte, s *Snapshot) ([]byte, error) {
 		}
 		binary.LittleEndian.PutUint32(k.b[start:], uint32(size))
 	}
+	if k.err == nil {
+		k.err = s.checkAll(s.Conns)
+	}
 	if k.err != nil {
 		return b, fmt.Errorf("snapshot: append: %w", k.err)
 	}
@@ -100,7 +103,10 @@ func parse(b []byte, conns []Conn) (s Snapshot, err error) {
 		return s, fmt.Errorf("%w: does not begin with %q", ErrFormat, magic)
 	}
 	version, compat, scope := b[4], b[5], b[6]
-	if compat > Version || version == 0 || compat == 0 || compat > version {
+	if compat == 0 || compat > version {
+		return s, fmt.Errorf("%w: version %d for readers from version %d on", ErrFormat, version, compat)
+	}
+	if compat > Version {
 		return s, fmt.Errorf("%w: it is version %d for readers from version %d on, this is version %d; upgrade this node first",
 			ErrVersion, version, compat, Version)
 	}
@@ -135,15 +141,12 @@ func parse(b []byte, conns []Conn) (s Snapshot, err error) {
 		if in.err == nil {
 			in.err = c.check()
 		}
-		if in.err == nil && s.Client.IsValid() && c.Remote.Addr() != s.Client {
-			in.fail("remote", "%s is not the client %s", c.Remote.Addr(), s.Client)
-		}
 		if in.err != nil {
 			return s, fmt.Errorf("%w: connection %d: %w", ErrFormat, i, in.err)
 		}
 	}
 	if k.err == nil {
-		k.err = distinct(conns)
+		k.err = s.checkAll(conns)
 	}
 	if k.err == nil && len(k.b) > 0 {
 		k.fail("snapshot", "%d octets too many", len(k.b))

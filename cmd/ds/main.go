@@ -1,0 +1,60 @@
+// Command ds tells what a machine can do for distributed servers, measures how
+// fast connections move on it, and shows them moving.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/distributed-servers/ds/internal/probe"
+)
+
+func main() {
+	probe.Main()
+	os.Exit(run())
+}
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second one ends the process at once
+	err := command().ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return 0
+	case ctx.Err() != nil:
+		fmt.Fprintln(os.Stderr, "ds: interrupted")
+		return 130
+	case !errors.Is(err, errSaid):
+		fmt.Fprintln(os.Stderr, "ds:", err)
+	}
+	return 1
+}
+
+// errSaid is a failure that the output already tells.
+var errSaid = errors.New("failed")
+
+func command() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "ds",
+		Short: "Distributed Servers: one address, many nodes, connections that move",
+		Long: `Distributed Servers: one address, many nodes, connections that move.
+
+A client keeps its TCP connections while they move from one server to another;
+it needs no change and notices nothing.`,
+		Example: `  ds check           what this machine can do
+  ds demo            hand live HTTP transfers over, and verify every octet
+  ds bench migrate   how long a connection takes to move`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	c.CompletionOptions.HiddenDefaultCmd = true
+	c.AddCommand(checkCommand(), benchCommand(), demoCommand())
+	return c
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/distributed-servers/ds/internal/bench"
+	"github.com/distributed-servers/ds/internal/demo"
+	"github.com/distributed-servers/ds/internal/probe"
+)
+
+// The hidden commands are those of this binary, too.
+func TestMain(m *testing.M) {
+	probe.Main()
+	if len(os.Args) > 1 && (os.Args[1] == "demo" || os.Args[1] == "bench") {
+		os.Exit(run())
+	}
+	os.Exit(m.Run())
+}
+
+func ds(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	c := command()
+	c.SetOut(&out)
+	c.SetErr(&out)
+	c.SetArgs(args)
+	err := c.ExecuteContext(t.Context())
+	return out.String(), err
+}
+
+func TestCheck(t *testing.T) {
+	out, err := ds(t, "check")
+	if err != nil {
+		t.Fatal(err, out)
+	}
+	for _, name := range probe.Names {
+		if !strings.Contains(out, " "+string(name)+" ") {
+			t.Errorf("no %s in\n%s", name, out)
+		}
+		if about[name] == "" {
+			t.Errorf("nothing is said about %s", name)
+		}
+	}
+	out, err = ds(t, "check", "--json")
+	var findings []finding
+	if e := json.Unmarshal([]byte(out), &findings); err != nil || e != nil || len(findings) != len(probe.Names)+1 {
+		t.Errorf("%v, %v: %s", err, e, out)
+	}
+	for _, f := range findings {
+		if f.OK == (f.Cure != "") {
+			t.Errorf("%s: ok %t with cure %q", f.Name, f.OK, f.Cure)
+		}
+	}
+}
+
+func TestDemo(t *testing.T) {
+	for _, mode := range []string{demo.Memory, demo.Auto} {
+		out, err := ds(t, "demo", "--json", "--size", "4MiB", "--handoffs", "6", "--mode", mode)
+		var res demo.Result
+		if e := json.Unmarshal([]byte(out), &res); err != nil || e != nil || res.Handoffs != 6 || res.Bytes != 8<<20 {
+			t.Errorf("%s: %v, %v: %s", mode, err, e, out)
+		}
+	}
+	out, err := ds(t, "demo", "--size", "1MiB", "--handoffs", "2", "--mode", "memory")
+	if err != nil || !strings.Contains(out, "2 of 2, over IPv6") || !strings.Contains(out, "correct") {
+		t.Errorf("%v:\n%s", err, out)
+	}
+}
+
+func TestBenchTable(t *testing.T) {
+	v := 2.0
+	var out bytes.Buffer
+	if err := benchTable(&out, &bench.Result{Rows: []bench.Row{{Name: "idle"}, {Name: "other", KernelP50: &v, Ratio: &v}}}); err != nil {
+		t.Fatal(err)
+	}
+	if s := out.String(); !strings.Contains(s, "–") || !strings.Contains(s, "2.00") {
+		t.Errorf("got\n%s", s)
+	}
+}
+
+func TestMistakes(t *testing.T) {
+	for _, args := range [][]string{
+		{"demo", "--size", "many"}, {"demo", "--size", "-1"}, {"demo", "--mode", "magic"}, {"demo", "--handoffs", "0"},
+		{"demo", "--size", "1KiB"}, {"demo", "more"}, {"bench", "migrate", "--moves", "0"}, {"nothing"},
+	} {
+		if out, err := ds(t, args...); err == nil {
+			t.Errorf("%q succeeded: %s", args, out)
+		}
+	}
+}
+
+func TestOctets(t *testing.T) {
+	for in, want := range map[string]string{
+		"256MiB": "256MiB", "1024": "1KiB", "5000 B": "4.9KiB", "1GiB": "1GiB", "0": "0B", "100000KiB": "97MiB", "1023": "1023B",
+	} {
+		var o octets
+		if err := o.Set(in); err != nil || o.String() != want {
+			t.Errorf("%s became %s, %v; want %s", in, o, err, want)
+		}
+	}
+	for _, in := range []string{"", "x", "1TiB", "-1B", "9999999999999999GiB", "1.5MiB"} {
+		var o octets
+		if err := o.Set(in); err == nil {
+			t.Errorf("%q became %s", in, o)
+		}
+	}
+}

@@ -281,6 +281,8 @@ func (d *Donor) undo() error {
 				// Only a stack being closed refuses; nothing is left to save.
 				c.frozen.Discard()
 				errs = append(errs, fmt.Errorf("%s: %w", c.conn.Tuple(), err))
+			} else if d.stack.Closed() { // meanwhile, without these
+				c.conn.Endpoint().Abort()
 			}
 			c.conn.Resume()
 		}

@@ -43,6 +43,10 @@ var (
 	// ErrInUse means that the target has a connection of the same four-tuple.
 	ErrInUse = gvtcp.ErrInUse
 
+	// ErrTooLarge means that a connection brings more segments or octets along
+	// than a target takes in.
+	ErrTooLarge = gvtcp.ErrTooLarge
+
 	// ErrNoListener means that the snapshot has a connection that no
 	// application had accepted yet, and that the target has no listener to
 	// accept it. Listen first.

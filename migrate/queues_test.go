@@ -305,6 +305,7 @@ func TestStoryOptions(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			settled(t, c, s)
 			var info [2]tcpip.TCPInfoOption
 			if err := s.Endpoint().GetSockOpt(&info[0]); err != nil {
 				t.Fatal(err)

@@ -102,6 +102,17 @@ func look(t testing.TB, c *stack.Conn) *snapshot.Conn {
 	return &s.Conns[0]
 }
 
+// settled waits until everything is acknowledged.
+func settled(t testing.TB, conns ...*stack.Conn) {
+	t.Helper()
+	for _, c := range conns {
+		eventually(t, "the last acknowledgement", func() bool {
+			s := look(t, c).Send
+			return s.Una == s.Nxt && len(s.Queue) == 0
+		})
+	}
+}
+
 // wantEnd reads the end of a stream.
 func wantEnd(t testing.TB, c io.Reader) {
 	t.Helper()
@@ -305,6 +316,7 @@ func TestStoryTimeWait(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitState(t, s, tcp.StateTimeWait)
+	look(t, s) // the timer is set under the same lock
 	clock.Advance(25 * time.Second)
 	s = w.must(s)
 	clock.Advance(25 * time.Second)
@@ -332,6 +344,7 @@ func TestStoryOrphanFinWait2(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitState(t, s, tcp.StateFinWait2)
+	look(t, s) // the timer is set under the same lock
 	clock.Advance(40 * time.Second)
 	s = w.must(s)
 	clock.Advance(19 * time.Second)
@@ -359,6 +372,7 @@ func TestStoryLongFreeze(t *testing.T) {
 				}
 				clock.Advance(5 * time.Millisecond)
 			}
+			settled(t, c, s)
 			w.deaf(true)
 			if err := send(s, 0, 3000); err != nil {
 				t.Fatal(err)
@@ -550,9 +564,8 @@ func TestStoryHandshake(t *testing.T) {
 	var err error
 	eventually(t, "SYN_RCVD", func() bool {
 		d := migrate.NewClientDonor(w.node[0], client6)
-		if err = d.Freeze(); err == nil {
-			t.Error("frozen")
-			d.Thaw()
+		if err = d.Freeze(); err == nil { // with the SYN in the listener's queue
+			err = d.Thaw()
 		}
 		return errors.Is(err, migrate.ErrHandshake)
 	})
@@ -560,6 +573,7 @@ func TestStoryHandshake(t *testing.T) {
 	w.deaf(false)
 	clock.Advance(2 * time.Second) // SYN-ACK again
 	c := <-dialled
+	w.watch.forget() // netstack does not scale the window while it shakes hands
 	if err := send(c, 0, 100); err != nil {
 		t.Fatal(err)
 	}

@@ -53,7 +53,7 @@ type received struct {
 // It rebuilds all or none. It keeps no reference to snap.
 //
 // The error can be [ErrFormat], [ErrVersion], [ErrNoAddress], [ErrNoRoute],
-// [ErrInUse], [ErrNoListener] or [ErrBusy].
+// [ErrInUse], [ErrTooLarge], [ErrNoListener] or [ErrBusy].
 func Import(s *stack.Stack, snap []byte) (*Target, error) {
 	if err := Check(); err != nil {
 		return nil, err
@@ -179,6 +179,9 @@ func (t *Target) Activate(late ...[]byte) ([]*stack.Conn, error) {
 			return out, failed("activate", r.conn.Tuple(), err)
 		}
 		r.conn.Resume()
+		if t.stack.Closed() { // since we looked: it does not know of this one
+			r.conn.Endpoint().Abort()
+		}
 		switch {
 		case r.orphan:
 		case r.listener != nil:

@@ -17,6 +17,7 @@ type watcher struct {
 	mu       sync.Mutex
 	packets  int
 	resets   []string
+	edges    []string
 	backTS   int // timestamps that went back
 	backAck  int // acknowledgements that went back
 	backEdge int // right edges of the window that went back
@@ -142,6 +143,7 @@ func (w *watcher) see(p []byte, client bool) {
 		}
 		if int32(edge-f.edge) <= -(1 << f.scale) {
 			w.backEdge++
+			w.edges = append(w.edges, fmt.Sprintf("from %d to %d, scale %d, ack %d, seen %d packets", f.edge, edge, f.scale, h.AckNumber(), w.packets))
 		}
 	}
 	f.seen, f.ack, f.edge = true, h.AckNumber(), edge
@@ -172,6 +174,6 @@ func (w *watcher) check(t testing.TB) {
 		t.Errorf("%d resets on the wire: %v", len(w.resets), w.resets[:min(len(w.resets), 5)])
 	}
 	if w.backTS+w.backAck+w.backEdge > 0 {
-		t.Errorf("went back: %d timestamps, %d acknowledgements, %d window edges", w.backTS, w.backAck, w.backEdge)
+		t.Errorf("went back: %d timestamps, %d acknowledgements, %d window edges %v", w.backTS, w.backAck, w.backEdge, w.edges)
 	}
 }

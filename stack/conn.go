@@ -382,20 +382,20 @@ func (c *Conn) SetLinger(sec int) error {
 	})
 }
 
-// SetReadBuffer fixes the receive buffer's size in octets and ends its
-// auto-tuning.
+// SetReadBuffer fixes the receive buffer's size in octets, at most
+// Config.MaxBuffer, and ends its auto-tuning.
 func (c *Conn) SetReadBuffer(octets int) error {
 	return c.set(func() tcpip.Error {
-		c.ep.SocketOptions().SetReceiveBufferSize(int64(octets), true)
+		c.ep.SocketOptions().SetReceiveBufferSize(int64(min(octets, c.stack.maxBuffer)), true)
 		return nil
 	})
 }
 
-// SetWriteBuffer fixes the send buffer's size in octets and ends its
-// auto-tuning.
+// SetWriteBuffer fixes the send buffer's size in octets, at most
+// Config.MaxBuffer, and ends its auto-tuning.
 func (c *Conn) SetWriteBuffer(octets int) error {
 	return c.set(func() tcpip.Error {
-		c.ep.SocketOptions().SetSendBufferSize(int64(octets), true)
+		c.ep.SocketOptions().SetSendBufferSize(int64(min(octets, c.stack.maxBuffer)), true)
 		return nil
 	})
 }

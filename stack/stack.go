@@ -64,6 +64,8 @@ type Stack struct {
 	ns   *gstack.Stack
 	link *link
 
+	maxBuffer int
+
 	mu        sync.Mutex
 	closed    bool
 	listeners []*Listener          // replaced, never changed
@@ -98,6 +100,7 @@ func New(cfg Config) (*Stack, error) {
 		}),
 		clients: make(map[netip.Addr]*Conn),
 	}
+	s.maxBuffer = cfg.MaxBuffer
 	s.link = newLink(cfg.Device, s.ns.Clock(), cfg.HoldLimit)
 	if err := s.configure(cfg); err != nil {
 		s.ns.Destroy()

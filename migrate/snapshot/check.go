@@ -34,6 +34,10 @@ func (c *Conn) check() error {
 		return fmt.Errorf("%s or %s is no unicast address", c.Local, c.Remote)
 	case c.Orphan && c.Unaccepted:
 		return errors.New("both closed and not yet accepted")
+	case c.Orphan && !c.State.finQueued():
+		return fmt.Errorf("closed, but in state %s", c.State)
+	case c.Orphan && c.State == FinWait2 && c.FinWait2Timer == 0:
+		return errors.New("an orphan in FIN_WAIT_2 without its timer would stay for ever")
 	case c.FinWait2Timer != 0 && (c.State != FinWait2 || !c.Orphan):
 		return errors.New("FIN_WAIT_2 timer without an orphan in that state")
 	case (c.TimeWaitTimer != 0) != (c.State == TimeWait):
@@ -92,6 +96,9 @@ func (s *Send) check(state State, sack bool) error {
 	}
 	if state.finPending() && !fin && len(s.Queue) > 0 {
 		return fmt.Errorf("state %s with data but without FIN in the send queue", state)
+	}
+	if (state == Closing || state == LastAck) && len(s.Queue) == 0 {
+		return fmt.Errorf("state %s without the FIN that it waits for", state)
 	}
 	if !state.finPending() && state.finQueued() && len(s.Queue) > 0 {
 		return fmt.Errorf("state %s with a send queue", state)

@@ -53,6 +53,11 @@ var rules = []struct {
 	{"remote unspecified", "is no unicast address", with(ipv4, func(c *Conn) { c.Remote = setAddr(c.Remote, "0.0.0.0") })},
 	{"remote multicast", "is no unicast address", with(ipv4, func(c *Conn) { c.Remote = setAddr(c.Remote, "224.0.0.1") })},
 	{"orphan unaccepted", "both closed and not yet accepted", with(idle, func(c *Conn) { c.Orphan, c.Unaccepted = true, true })},
+	{"orphan in ESTABLISHED", "closed, but in state ESTABLISHED", with(idle, func(c *Conn) { c.Orphan = true })},
+	{"orphan in CLOSE_WAIT", "closed, but in state CLOSE_WAIT", with(state(CloseWait), func(c *Conn) { c.Orphan = true })},
+	{"orphan without end", "would stay for ever", with(state(FinWait2), func(c *Conn) { c.Orphan, c.FinWait2Timer = true, 0 })},
+	{"LAST_ACK without FIN", "without the FIN that it waits for", with(state(LastAck), func(c *Conn) { c.Send.Queue, c.Send.Next, c.Send.Nxt = nil, 0, c.Send.Una })},
+	{"CLOSING without FIN", "without the FIN that it waits for", with(state(Closing), func(c *Conn) { c.Send.Queue, c.Send.Next, c.Send.Nxt = nil, 0, c.Send.Una })},
 	{"FIN_WAIT_2 timer elsewhere", "FIN_WAIT_2 timer without", with(idle, func(c *Conn) { c.FinWait2Timer = 1 })},
 	{"FIN_WAIT_2 timer of no orphan", "FIN_WAIT_2 timer without", with(state(FinWait2), func(c *Conn) { c.Orphan = false })},
 	{"TIME_WAIT timer elsewhere", "TIME_WAIT and its timer", with(idle, func(c *Conn) { c.TimeWaitTimer = 1 })},
@@ -84,6 +89,7 @@ var rules = []struct {
 	{"next", "segment 4 is next to send, but segment 3 was never sent", with(rich, func(c *Conn) { c.Send.Next = 4 })},
 
 	{"out of order after FIN", "out-of-order segments in state CLOSE_WAIT", with(rich, func(c *Conn) {
+		c.Orphan = false
 		c.State, c.Send.Queue, c.Send.Nxt, c.Send.Next, c.Send.SACKed = CloseWait, nil, c.Send.Una, 0, nil
 	})},
 	{"out of order SYN", "out-of-order segment 1 has flags 0x13", with(rich, func(c *Conn) { c.Receive.OutOfOrder[1].Flags |= 2 })},

@@ -27,7 +27,18 @@ var (
 	ErrNoAddress = errors.New("the stack does not have the connection's local address")
 	ErrNoRoute   = errors.New("the stack has no route to the peer")
 	ErrInUse     = errors.New("the stack has this connection already")
+	ErrTooLarge  = errors.New("more than this stack takes in")
 )
+
+// What one connection may bring along. A segment costs about a kilobyte however
+// little is in it, and netstack counts the octets received in 32 bits.
+const (
+	maxSegments = 1 << 16
+	maxOctets   = 256 << 20
+)
+
+// minKeepAlive keeps a snapshot from making probes a flood.
+const minKeepAlive = 10 * time.Millisecond
 
 // maxUnread is the size of the segments that unread octets are rebuilt in:
 // several, so that the window opens as the application reads.
@@ -42,6 +53,7 @@ type Restored struct {
 
 	timers             [5]snapshot.Timer // in the order of endpoint.timers
 	finWait2, timeWait snapshot.Timer
+	corked             bool
 }
 
 // Home is the memory of a restored connection that netstack does not allocate,
@@ -61,6 +73,9 @@ var (
 // reports its events to the queue of home.Conn. It keeps nothing of c, whose
 // octets it copies. r and home must be new.
 func (r *Restored) Restore(ns *stack.Stack, home *Home, c *snapshot.Conn) error {
+	if err := tooLarge(c); err != nil {
+		return err
+	}
 	protos := onlyIPv6
 	if c.Local.Addr().Is4() {
 		protos = onlyIPv4
@@ -85,8 +100,48 @@ func (r *Restored) Restore(ns *stack.Stack, home *Home, c *snapshot.Conn) error 
 		discard(r.ep)
 		return err
 	}
-	r.timers = [5]snapshot.Timer{c.Send.RetransmitTimer, c.Send.ReorderTimer, c.Send.ProbeTimer, c.Send.CorkTimer, c.KeepAliveTimer}
-	r.finWait2, r.timeWait = c.FinWait2Timer, c.TimeWaitTimer
+	// Netstack's cork timer panics after a timeout, when what it sends next was
+	// sent before. So the cork is released: what it holds back is sent.
+	r.corked = c.Send.Corked
+	r.setTimers(c)
+	return nil
+}
+
+// setTimers takes over the timers' remaining times, no longer than netstack
+// itself would have made them: whatever the snapshot says, every connection
+// whose peer is silent comes to an end.
+func (r *Restored) setTimers(c *snapshot.Conn) {
+	s := r.ep.snd
+	upTo := func(t snapshot.Timer, most time.Duration) snapshot.Timer { return min(t, snapshot.TimerOf(most)) }
+	r.timers = [5]snapshot.Timer{
+		resendTimer:    upTo(c.Send.RetransmitTimer, s.maxRTO),
+		reorderTimer:   upTo(c.Send.ReorderTimer, s.maxRTO),
+		probeTimer:     upTo(c.Send.ProbeTimer, s.maxRTO),
+		keepaliveTimer: c.KeepAliveTimer,
+	}
+	if t := &s.TCPSenderState; t.SndNxt != t.SndUna && r.timers[resendTimer] == 0 && r.timers[probeTimer] == 0 {
+		r.timers[resendTimer] = snapshot.TimerOf(t.RTO)
+	}
+	r.finWait2 = upTo(c.FinWait2Timer, tcp.MaxTCPLingerTimeout)
+	if c.TimeWaitTimer != 0 {
+		most := tcpip.TCPTimeWaitTimeoutOption(tcp.DefaultTCPTimeWaitTimeout)
+		r.ns.TransportProtocolOption(tcp.ProtocolNumber, &most)
+		r.timeWait = upTo(c.TimeWaitTimer, time.Duration(most))
+	}
+}
+
+func tooLarge(c *snapshot.Conn) error {
+	segments := len(c.Send.Queue) + len(c.Receive.OutOfOrder) + len(c.Unprocessed)
+	octets := snapshot.Len(c.Receive.Unread)
+	for i := range c.Send.Queue {
+		octets += snapshot.Len(c.Send.Queue[i].Data)
+	}
+	for i := range c.Receive.OutOfOrder {
+		octets += snapshot.Len(c.Receive.OutOfOrder[i].Data)
+	}
+	if segments > maxSegments || octets > maxOctets {
+		return fmt.Errorf("%w: %d segments, %d octets: at most %d and %d", ErrTooLarge, segments, octets, maxSegments, maxOctets)
+	}
 	return nil
 }
 
@@ -97,9 +152,6 @@ func (r *Restored) Endpoint() *tcp.Endpoint { return r.ep.original() }
 func setOptions(o *snapshot.Options, so *tcpip.SocketOptions) {
 	if o.Nagle != so.GetDelayOption() {
 		so.SetDelayOption(o.Nagle)
-	}
-	if o.Cork {
-		so.SetCorkOption(true)
 	}
 	if o.KeepAlive {
 		so.SetKeepAlive(true)
@@ -197,9 +249,9 @@ func (r *Restored) buildCommon(base time.Duration) {
 	}
 	e.connectionDirectionState.Store(ended)
 
-	e.tcpLingerTimeout = o.FinWait2Time
-	e.keepalive.idle = o.KeepIdle
-	e.keepalive.interval = o.KeepInterval
+	e.tcpLingerTimeout = min(o.FinWait2Time, tcp.MaxTCPLingerTimeout)
+	e.keepalive.idle = max(o.KeepIdle, minKeepAlive)
+	e.keepalive.interval = max(o.KeepInterval, minKeepAlive)
 	e.keepalive.count = o.KeepCount
 	e.keepalive.unacked = o.KeepUnacked
 	e.userTimeout = o.UserTimeout
@@ -275,7 +327,6 @@ func (r *Restored) buildSend(base time.Duration, id stack.TransportEndpointID) {
 	s.unackZeroWindowProbes = in.UnackedProbes
 	s.spuriousRecovery = in.SpuriousRecovery
 	s.retransmitTS = in.RetransmitTS
-	s.startCork = in.Corked
 	s.state = tcpip.CongestionControlState(in.Phase)
 	s.rc.TCPRACKState = tcp.TCPRACKState{
 		XmitTime:      since(base, in.RACK.XmitTime),
@@ -473,6 +524,9 @@ func (r *Restored) Activate() error {
 		e.timeWaitTimer = r.ns.Clock().AfterFunc(left, func() { endpointTimeWaitExpired(e) })
 	}
 	e.original().UnlockUser()
+	if r.corked {
+		e.ops.SetCorkOption(false) // sends
+	}
 	return nil
 }
 

@@ -29,9 +29,10 @@ import (
 //	             ▲                   │              │
 //	             └───────── Thaw ────┴──────────────┘
 type Donor struct {
-	stack  *stack.Stack
-	client netip.Addr  // of a client donor
-	conn   *stack.Conn // of a donor of one connection
+	stack *stack.Stack
+	// What it gives: one connection, a client's, or with neither all there are.
+	conn   *stack.Conn
+	client netip.Addr
 
 	mu     sync.Mutex
 	state  donorState
@@ -77,11 +78,30 @@ func NewClientDonor(s *stack.Stack, client netip.Addr) *Donor {
 	return &Donor{stack: s, client: client.Unmap()}
 }
 
+// NewStackDonor prepares to give away everything a stack has, all or nothing,
+// as for the successor of a whole process: the connections of all clients, and
+// even connection requests that the stack has received but not looked at.
+func NewStackDonor(s *stack.Stack) *Donor { return &Donor{stack: s} }
+
 func (d *Donor) String() string {
-	if d.conn != nil {
+	switch {
+	case d.conn != nil:
 		return d.conn.Tuple().String()
+	case d.client.IsValid():
+		return "client " + d.client.String()
 	}
-	return "client " + d.client.String()
+	return "everything"
+}
+
+// candidates are the connections that it gives, as far as they are listed.
+func (d *Donor) candidates() []*stack.Conn {
+	switch {
+	case d.conn != nil:
+		return []*stack.Conn{d.conn}
+	case d.client.IsValid():
+		return d.stack.ConnsOf(d.client)
+	}
+	return d.stack.Conns()
 }
 
 func (d *Donor) expect(op string, want ...donorState) error {
@@ -106,10 +126,7 @@ func (d *Donor) Drain(ctx context.Context) error {
 	if err := Check(); err != nil {
 		return err
 	}
-	conns := []*stack.Conn{d.conn}
-	if d.conn == nil {
-		conns = d.stack.ConnsOf(d.client)
-	}
+	conns := d.candidates()
 	for _, c := range conns {
 		c.BlockWrites(true)
 	}
@@ -193,10 +210,13 @@ func (d *Donor) freeze() (err error) {
 func (d *Donor) collect() error {
 	match := func(id gstack.TransportEndpointID) bool {
 		t := stack.TupleOf(id)
-		if d.conn == nil {
+		switch {
+		case d.conn != nil:
+			return t == d.conn.Tuple()
+		case d.client.IsValid():
 			return t.Remote.Addr() == d.client
 		}
-		return t == d.conn.Tuple()
+		return true
 	}
 	for _, l := range d.stack.Listeners() {
 		t := gvtcp.Take(l.Endpoint(), match)
@@ -212,13 +232,12 @@ func (d *Donor) collect() error {
 		d.conns = append(d.conns, donated{conn: d.conn, listener: d.conn.Withdraw()})
 		return nil
 	}
-	ready := len(d.conns)
-	for _, c := range d.stack.ConnsOf(d.client) {
-		known := false
-		for i := range ready {
-			known = known || d.conns[i].conn == c
-		}
-		if !known {
+	known := make(map[*stack.Conn]bool, len(d.conns)) // taken from a listener, and listed since
+	for i := range d.conns {
+		known[d.conns[i].conn] = true
+	}
+	for _, c := range d.candidates() {
+		if !known[c] {
 			d.conns = append(d.conns, donated{conn: c, listener: c.Withdraw()})
 		}
 	}
@@ -228,12 +247,12 @@ func (d *Donor) collect() error {
 // stop freezes the connections collected. Of a client's, those that have ended
 // meanwhile do not count.
 func (d *Donor) stop() error {
-	if d.stack.HasAddr(d.tuple().Remote.Addr()) {
-		return ErrLocal
-	}
 	stopped := 0
 	for i := range d.conns {
 		c := &d.conns[i]
+		if d.stack.HasAddr(c.conn.Tuple().Remote.Addr()) {
+			return fmt.Errorf("%s: %w", c.conn.Tuple(), ErrLocal)
+		}
 		err := c.conn.Suspend()
 		if err == nil {
 			if err = c.frozen.Freeze(d.stack.Netstack(), c.conn.Endpoint()); err != nil {
@@ -265,10 +284,13 @@ func (d *Donor) stop() error {
 
 // tuple is what to hold.
 func (d *Donor) tuple() stack.Tuple {
-	if d.conn != nil {
+	switch {
+	case d.conn != nil:
 		return d.conn.Tuple()
+	case d.client.IsValid():
+		return stack.Tuple{Remote: netip.AddrPortFrom(d.client, 0)}
 	}
-	return stack.Tuple{Remote: netip.AddrPortFrom(d.client, 0)}
+	return stack.Tuple{}
 }
 
 // undo lets everything go on where it was.

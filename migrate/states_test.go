@@ -586,3 +586,110 @@ func TestStoryHandshake(t *testing.T) {
 	}
 	w.watch.check(t)
 }
+
+// TestStoryEverything moves all that a node has, again and again, while clients
+// connect: none is turned away, wherever its connection request was when a
+// move began.
+func TestStoryEverything(t *testing.T) {
+	w := newWorld(t, options{})
+	var ls [2]*stack.Listener
+	for i, n := range w.node {
+		l, err := n.Listen("tcp", ":443")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ls[i] = l
+	}
+	const conns = 100
+	dialled := make(chan *stack.Conn, conns)
+	go func() {
+		defer close(dialled)
+		for i := range conns {
+			to := netip.AddrPortFrom([]netip.Addr{service6, service4}[i%2], 443)
+			c, err := w.client.Dial("tcp", to.String())
+			if err == nil {
+				err = send(c, 0, 1000)
+			}
+			if err != nil {
+				t.Errorf("client %d: %v", i, err)
+				return
+			}
+			dialled <- c
+		}
+	}()
+	var cs []*stack.Conn
+	moves, handshakes := 0, 0
+	for open, seen := true, 0; open; {
+		select {
+		case c, ok := <-dialled:
+			if open = ok; ok {
+				cs = append(cs, c)
+			}
+			continue
+		default:
+		}
+		if w.watch.count() < seen+10 { // let them get somewhere
+			runtime.Gosched()
+			continue
+		}
+		seen = w.watch.count()
+		_, err := w.moveDonor(migrate.NewStackDonor(w.node[w.at]))
+		switch {
+		case err == nil:
+			moves++
+		case errors.Is(err, migrate.ErrHandshake):
+			handshakes++
+		case !errors.Is(err, migrate.ErrEnded):
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d clients, %d moves, %d put off by a handshake", len(cs), moves, handshakes)
+	if moves < 20 {
+		t.Errorf("moved only %d times", moves)
+	}
+	for range cs {
+		s, err := ls[w.at].AcceptConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(receive(s, 0, 1000), send(s, 0, 1000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range cs {
+		if err := receive(c, 0, 1000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.watch.check(t)
+}
+
+// TestStoryRequest moves a connection request that the listener has not looked
+// at, and no connection at all.
+func TestStoryRequest(t *testing.T) {
+	w := newWorld(t, options{})
+	for _, n := range w.node {
+		if _, err := n.Listen("tcp", ":443"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hold, err := w.node[0].HoldClient(client6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialled := make(chan error, 1)
+	go func() {
+		_, err := w.client.Dial("tcp", netip.AddrPortFrom(service6, 443).String())
+		dialled <- err
+	}()
+	eventually(t, "the SYN", func() bool { return w.watch.count() > 0 })
+	late := hold.Forward(w.node[1].Inject, time.Minute)
+	w.route(1)
+	for _, p := range late {
+		w.node[1].Inject(p)
+	}
+	if err := <-dialled; err != nil {
+		t.Fatal(err)
+	}
+	w.watch.check(t)
+}

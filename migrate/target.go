@@ -193,6 +193,11 @@ func (t *Target) Activate(late ...[]byte) ([]*stack.Conn, error) {
 		}
 	}
 	first := append(t.first, late...)
+	if len(t.holds) == 0 { // there were only packets
+		for _, p := range first {
+			t.stack.Inject(p)
+		}
+	}
 	for i := range t.holds {
 		t.holds[i].Release(first...)
 		first = nil

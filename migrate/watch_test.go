@@ -21,16 +21,20 @@ type watcher struct {
 	backTS   int // timestamps that went back
 	backAck  int // acknowledgements that went back
 	backEdge int // right edges of the window that went back
-	flows    map[[2]uint16]*serverFlow
+	flows    map[flowKey]*serverFlow
 	off      atomic.Bool
 	// lose decides about a packet that is being sent; nil loses none.
 	lose atomic.Pointer[func(client bool, h header.TCP) bool]
 }
 
+// flowKey names a connection: the IP version, the service's port, the client's.
+type flowKey [3]uint16
+
 // serverFlow is what the service has promised on one connection.
 type serverFlow struct {
 	seen          bool
 	ts, ack, edge uint32
+	first         uint32 // acknowledgement
 	scale         int
 	haveTS        bool
 
@@ -80,7 +84,7 @@ func (p watched) Write(b []byte) (int, error) {
 	return p.Port.Write(b)
 }
 
-func newWatcher() *watcher { return &watcher{flows: map[[2]uint16]*serverFlow{}} }
+func newWatcher() *watcher { return &watcher{flows: map[flowKey]*serverFlow{}} }
 
 func tcpHeader(p []byte) header.TCP {
 	switch {
@@ -104,8 +108,9 @@ func (w *watcher) see(p []byte, client bool) {
 	defer w.mu.Unlock()
 	w.packets++
 	payload := len(h) - int(h.DataOffset())
+	version := uint16(p[0] >> 4)
 	if client {
-		f := w.flows[[2]uint16{h.DestinationPort(), h.SourcePort()}]
+		f := w.flows[flowKey{version, h.DestinationPort(), h.SourcePort()}]
 		if f != nil {
 			f.clientFin.fin(h, payload)
 			f.serverFin.ack(h)
@@ -115,7 +120,7 @@ func (w *watcher) see(p []byte, client bool) {
 		}
 		return
 	}
-	key := [2]uint16{h.SourcePort(), h.DestinationPort()}
+	key := flowKey{version, h.SourcePort(), h.DestinationPort()}
 	f := w.flows[key]
 	if h.Flags().Contains(header.TCPFlagRst) && (f == nil || !f.over()) {
 		w.resets = append(w.resets, fmt.Sprintf("by the service: port %d to %d", h.SourcePort(), h.DestinationPort()))
@@ -141,10 +146,15 @@ func (w *watcher) see(p []byte, client bool) {
 		if int32(h.AckNumber()-f.ack) < 0 {
 			w.backAck++
 		}
-		if int32(edge-f.edge) <= -(1 << f.scale) {
+		// Netstack does not scale the window of an ACK that it sends while it
+		// shakes hands.
+		if f.ack != f.first && int32(edge-f.edge) <= -(1<<f.scale) {
 			w.backEdge++
 			w.edges = append(w.edges, fmt.Sprintf("from %d to %d, scale %d, ack %d, seen %d packets", f.edge, edge, f.scale, h.AckNumber(), w.packets))
 		}
+	}
+	if !f.seen {
+		f.first = h.AckNumber()
 	}
 	f.seen, f.ack, f.edge = true, h.AckNumber(), edge
 }

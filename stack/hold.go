@@ -3,7 +3,9 @@ package stack
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,13 +38,17 @@ type filter struct {
 	// mu guards the tables. The outbound path takes it alone, for it can run
 	// inside the inbound one.
 	mu      sync.Mutex
-	n       atomic.Int32 // entries in both tables; 0 is the fast path
+	n       atomic.Int32 // entries in the tables; 0 is the fast path
+	all     *Hold
 	tuples  map[Tuple]*Hold
 	clients map[netip.Addr]*Hold
 }
 
 // find returns the entry for a flow, nil if it passes. mu is held.
 func (f *filter) find(fl flow) *Hold {
+	if f.all != nil {
+		return f.all
+	}
 	if h := f.clients[fl.tuple.Remote.Addr()]; h != nil {
 		return h
 	}
@@ -61,7 +67,7 @@ func (f *filter) find(fl flow) *Hold {
 // methods may be called from several goroutines.
 type Hold struct {
 	link  *link
-	tuple Tuple // of a client: only the remote address
+	tuple Tuple // of a client: only the remote address; of all: nothing
 
 	mu      sync.Mutex
 	done    bool // left the table
@@ -113,8 +119,9 @@ func (s *Stack) HoldClient(client netip.Addr) (*Hold, error) {
 	return s.HoldConn(Tuple{Remote: netip.AddrPortFrom(client, 0)})
 }
 
-// StartHold is HoldConn or, for a tuple with nothing but the remote address,
-// HoldClient, with memory of the caller's: h must be new.
+// StartHold is HoldConn with memory of the caller's: h must be new. A tuple
+// with nothing but the remote address means HoldClient, and one with nothing at
+// all every TCP packet.
 func (s *Stack) StartHold(h *Hold, t Tuple) error {
 	l := s.link
 	h.link, h.tuple = l, t
@@ -127,17 +134,24 @@ func (s *Stack) StartHold(h *Hold, t Tuple) error {
 	// hold do not.
 	client := t.Remote.Addr()
 	var others []*Hold
+	if f.all != nil {
+		others = append(others, f.all)
+	}
 	if o := f.clients[client]; o != nil {
 		others = append(others, o)
 	}
-	if h.ofClient() {
+	switch {
+	case h.ofAll():
+		others = slices.AppendSeq(others, maps.Values(f.clients))
+		others = slices.AppendSeq(others, maps.Values(f.tuples))
+	case h.ofClient():
 		for t, o := range f.tuples {
 			if t.Remote.Addr() == client {
 				others = append(others, o)
 			}
 		}
-	} else if o := f.tuples[t]; o != nil {
-		others = append(others, o)
+	case f.tuples[t] != nil:
+		others = append(others, f.tuples[t])
 	}
 	for _, o := range others {
 		if o.holds() {
@@ -154,9 +168,12 @@ func (s *Stack) StartHold(h *Hold, t Tuple) error {
 
 // enter puts h into its table, leave takes it out if it is there. mu is held.
 func (f *filter) enter(h *Hold) {
-	if h.ofClient() {
+	switch {
+	case h.ofAll():
+		f.all = h
+	case h.ofClient():
 		f.clients[h.tuple.Remote.Addr()] = h
-	} else {
+	default:
 		f.tuples[h.tuple] = h
 	}
 	f.n.Add(1)
@@ -164,6 +181,8 @@ func (f *filter) enter(h *Hold) {
 
 func (f *filter) leave(h *Hold) {
 	switch {
+	case f.all == h:
+		f.all = nil
 	case f.clients[h.tuple.Remote.Addr()] == h:
 		delete(f.clients, h.tuple.Remote.Addr())
 	case f.tuples[h.tuple] == h:
@@ -198,7 +217,10 @@ func (h *Hold) holds() bool {
 	return h.forward == nil
 }
 
-// ofClient tells whether h is about all connections of a client.
+// ofAll tells whether h is about every connection, ofClient whether it is about
+// all of a client.
+func (h *Hold) ofAll() bool { return h.tuple == Tuple{} }
+
 func (h *Hold) ofClient() bool { return h.tuple.Remote.Port() == 0 }
 
 // remove ends h. mu and h.mu are held.
@@ -214,7 +236,10 @@ func (f *filter) remove(h *Hold) {
 }
 
 func (h *Hold) String() string {
-	if h.ofClient() {
+	switch {
+	case h.ofAll():
+		return "everything"
+	case h.ofClient():
 		return "client " + h.tuple.Remote.Addr().String()
 	}
 	return h.tuple.String()

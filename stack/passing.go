@@ -110,6 +110,19 @@ func (s *Stack) ConnsOf(client netip.Addr) []*Conn {
 	return cs
 }
 
+// Conns returns all connections, as ConnsOf does for one client.
+func (s *Stack) Conns() []*Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var cs []*Conn
+	for _, c := range s.clients {
+		for ; c != nil; c = c.next {
+			cs = append(cs, c)
+		}
+	}
+	return cs
+}
+
 // Clients returns the addresses that have connections here, those in a
 // handshake and those that nobody has accepted included.
 func (s *Stack) Clients() []netip.Addr {

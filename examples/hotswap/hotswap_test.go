@@ -697,23 +697,23 @@ func TestSuccessorRefuses(t *testing.T) {
 		predecessor func(w *wire)
 	}{
 		{"not a snapshot", "migrate: import", func(w *wire) {
-			w.putJSON(kindManifest, manifest{[]clientEntry{{[]connEntry{{}}}}})
+			w.putJSON(kindManifest, manifest{[]snapshotEntry{{[]connEntry{{}}}}})
 			w.send(kindSnapshot, []byte("snap"))
 		}},
 		{"not a state", "state of a download", func(w *wire) {
-			w.putJSON(kindManifest, manifest{[]clientEntry{{[]connEntry{{App: true}}}}})
+			w.putJSON(kindManifest, manifest{[]snapshotEntry{{[]connEntry{{App: true}}}}})
 			w.send(kindState, []byte("{"))
 		}},
 		{"impossible state", "state of a download", func(w *wire) {
-			w.putJSON(kindManifest, manifest{[]clientEntry{{[]connEntry{{App: true}}}}})
+			w.putJSON(kindManifest, manifest{[]snapshotEntry{{[]connEntry{{App: true}}}}})
 			w.send(kindState, []byte(`{"Offset":1,"Size":2}`))
 		}},
 		{"descriptors without a state", "descriptors", func(w *wire) {
-			w.putJSON(kindManifest, manifest{[]clientEntry{{[]connEntry{{Files: 1}}}}})
+			w.putJSON(kindManifest, manifest{[]snapshotEntry{{[]connEntry{{Files: 1}}}}})
 			w.flush()
 		}},
 		{"descriptors missing", "descriptors", func(w *wire) {
-			w.putJSON(kindManifest, manifest{[]clientEntry{{[]connEntry{{App: true, Files: 1}}}}})
+			w.putJSON(kindManifest, manifest{[]snapshotEntry{{[]connEntry{{App: true, Files: 1}}}}})
 			w.send(kindFiles, nil)
 		}},
 		{"no commit", "EOF", func(w *wire) {

@@ -10,12 +10,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
 
-	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"github.com/distributed-servers/ds/migrate"
@@ -225,8 +223,8 @@ var (
 )
 
 // freeze makes the server stand still and freezes all of its connections, all
-// or none. thaw undoes it.
-func (s *server) freeze() ([]*migrate.Donor, error) {
+// or none; without any, the donor is nil. thaw undoes it.
+func (s *server) freeze() (*migrate.Donor, error) {
 	s.pauseSessions()
 	giveUp := time.NewTimer(handshakeWait)
 	defer giveUp.Stop()
@@ -236,9 +234,13 @@ func (s *server) freeze() ([]*migrate.Donor, error) {
 			s.resumeSessions()
 			return nil, err
 		}
-		donors, err := s.freezeClients()
-		if err == nil {
-			return donors, nil
+		donor := migrate.NewStackDonor(s.stack)
+		err := donor.Freeze()
+		switch {
+		case err == nil:
+			return donor, nil
+		case errors.Is(err, migrate.ErrEnded): // there is nothing
+			return nil, nil
 		}
 		if !errors.Is(err, migrate.ErrHandshake) {
 			return nil, errors.Join(err, s.resume())
@@ -257,61 +259,12 @@ func (s *server) freeze() ([]*migrate.Donor, error) {
 	}
 }
 
-func (s *server) freezeClients() (donors []*migrate.Donor, err error) {
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, thaw(donors))
-			donors = nil
-		}
-	}()
-	for client := range s.clients() {
-		d := migrate.NewClientDonor(s.stack, client)
-		switch err := d.Freeze(); {
-		case err == nil:
-			donors = append(donors, d)
-		case errors.Is(err, migrate.ErrEnded):
-		default:
-			return donors, err
-		}
-	}
-	return donors, s.leftOver()
-}
-
-// leftOver is an error if the stack still has a connection that is not frozen:
-// netstack has worked off a SYN that had arrived before the link was paused.
-func (s *server) leftOver() error {
-	for client := range s.clients() {
-		return fmt.Errorf("client %v: %w", client, migrate.ErrHandshake)
-	}
-	return nil
-}
-
-// clients returns all clients, except those all of whose connections are
-// frozen or in one of the states to ignore. Stack.Clients leaves out those of
-// whom nothing was accepted yet.
-func (s *server) clients(ignore ...tcp.EndpointState) map[netip.Addr]struct{} {
-	found := make(map[netip.Addr]struct{})
-	for _, e := range s.stack.Netstack().RegisteredEndpoints() {
-		ep, ok := e.(*tcp.Endpoint)
-		if !ok || ep.EndpointState() == tcp.StateListen || slices.Contains(ignore, ep.EndpointState()) {
-			continue
-		}
-		id := ep.Info().(*gstack.TransportEndpointInfo).ID
-		found[stack.TupleOf(id).Remote.Addr().Unmap()] = struct{}{}
-	}
-	return found
-}
-
-func thaw(donors []*migrate.Donor) (err error) {
-	for _, d := range donors {
-		err = errors.Join(err, d.Thaw())
-	}
-	return err
-}
-
 // thaw undoes freeze.
-func (s *server) thaw(donors []*migrate.Donor) error {
-	return errors.Join(thaw(donors), s.resume())
+func (s *server) thaw(donor *migrate.Donor) (err error) {
+	if donor != nil {
+		err = donor.Thaw()
+	}
+	return errors.Join(err, s.resume())
 }
 
 // abandon frees everything without a word to anybody.
@@ -334,13 +287,24 @@ func (s *server) shutdown(grace time.Duration) error {
 	defer over.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for waiting := true; waiting && len(s.clients(tcp.StateTimeWait)) > 0; {
+	for waiting := true; waiting && s.busy() > 0; {
 		select {
 		case <-tick.C:
 		case <-over.C:
 			waiting = false
-			slog.Warn("resetting connections", "clients", len(s.clients(tcp.StateTimeWait)))
+			slog.Warn("resetting connections", "connections", s.busy())
 		}
 	}
 	return s.stack.Close()
+}
+
+// busy is how many connections are not just waiting for their time to be up.
+func (s *server) busy() int {
+	n := 0
+	for _, c := range s.stack.Conns() {
+		if c.Endpoint().EndpointState() != tcp.StateTimeWait {
+			n++
+		}
+	}
+	return n
 }

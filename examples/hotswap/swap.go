@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"syscall"
@@ -58,11 +59,11 @@ type hello struct {
 	Mode    string
 }
 
-// manifest lists what is handed over: the clients, and of each client the
-// connections in the order of its snapshot.
-type manifest struct{ Clients []clientEntry }
+// manifest lists what is handed over: of each snapshot the connections, in its
+// order. This version sends one snapshot, or none if there is nothing.
+type manifest struct{ Snapshots []snapshotEntry }
 
-type clientEntry struct{ Conns []connEntry }
+type snapshotEntry struct{ Conns []connEntry }
 
 // connEntry is one connection. Those without application state wait to be
 // accepted, or the application has closed them and they are not over yet.
@@ -110,22 +111,19 @@ func (s *server) handOver(w *wire, control syscall.Conn) (m moved, err error) {
 	}
 
 	start := time.Now()
-	donors, err := s.freeze()
+	donor, err := s.freeze()
 	if err != nil {
 		return m, err
 	}
 	defer func() {
 		if !committed {
-			err = errors.Join(err, s.thaw(donors))
+			err = errors.Join(err, s.thaw(donor))
 		}
 	}()
-	if m, err = s.export(w, donors); err != nil {
+	if m, err = s.export(w, donor); err != nil {
 		return m, err
 	}
 	if _, err := w.wantBody(kindImported); err != nil {
-		return m, err
-	}
-	if err := s.leftOver(); err != nil {
 		return m, err
 	}
 	// Six octets fit or do not: if this fails, the successor gets no commit.
@@ -135,8 +133,8 @@ func (s *server) handOver(w *wire, control syscall.Conn) (m moved, err error) {
 	// ━━━ Point of no return: from here on the successor owns everything, even
 	// if it dies. Nothing below may fail the swap. ━━━
 	committed = true
-	for _, d := range donors {
-		late, _ := d.Discard(nil, 0) // exported: cannot fail
+	if donor != nil {
+		late, _ := donor.Discard(nil, 0) // exported: cannot fail
 		for _, p := range late {
 			w.put(kindLate, p)
 		}
@@ -149,14 +147,16 @@ func (s *server) handOver(w *wire, control syscall.Conn) (m moved, err error) {
 	return m, nil
 }
 
-// export sends everything that donors have frozen.
-func (s *server) export(w *wire, donors []*migrate.Donor) (m moved, err error) {
+// export sends everything that is frozen, if anything is.
+func (s *server) export(w *wire, donor *migrate.Donor) (m moved, err error) {
 	var list manifest
 	var files []syscall.Conn
 	var states [][]byte
-	for _, d := range donors {
-		var c clientEntry
-		for _, conn := range d.Conns() {
+	if donor != nil {
+		var c snapshotEntry
+		clients := make(map[netip.Addr]bool)
+		for _, conn := range donor.Conns() {
+			clients[conn.Tuple().Remote.Addr()] = true
 			var e connEntry
 			s.mu.Lock()
 			r := s.sessions[conn]
@@ -169,8 +169,8 @@ func (s *server) export(w *wire, donors []*migrate.Donor) (m moved, err error) {
 			c.Conns = append(c.Conns, e)
 			m.conns++
 		}
-		list.Clients = append(list.Clients, c)
-		m.clients++
+		list.Snapshots = append(list.Snapshots, c)
+		m.clients = len(clients)
 	}
 	if err := w.putJSON(kindManifest, list); err != nil {
 		return m, err
@@ -185,9 +185,9 @@ func (s *server) export(w *wire, donors []*migrate.Donor) (m moved, err error) {
 			return m, err
 		}
 	}
-	var snap []byte
-	for _, d := range donors {
-		if snap, err = d.Export(snap[:0]); err != nil {
+	if donor != nil {
+		snap, err := donor.Export(nil)
+		if err != nil {
 			return m, err
 		}
 		if err := w.put(kindSnapshot, snap); err != nil {
@@ -321,7 +321,7 @@ func (s *server) receive(w *wire) (arrivals []arrival, err error) {
 	var files []*os.File
 	defer func() { closeFiles(files) }() // those that no session took
 	announced := 0
-	for _, c := range list.Clients {
+	for _, c := range list.Snapshots {
 		for _, e := range c.Conns {
 			if e.Files < 0 || e.Files > maxFiles || e.Files > 0 && !e.App {
 				return nil, fmt.Errorf("connection with %d descriptors", e.Files)
@@ -339,7 +339,7 @@ func (s *server) receive(w *wire) (arrivals []arrival, err error) {
 			return nil, fmt.Errorf("%d descriptors: want %d", len(files), announced)
 		}
 	}
-	for _, c := range list.Clients {
+	for _, c := range list.Snapshots {
 		a := arrival{sessions: make([]session, len(c.Conns))}
 		arrivals = append(arrivals, a)
 		for i, e := range c.Conns {

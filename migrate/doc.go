@@ -5,8 +5,8 @@
 //
 // # Theory of operation
 //
-// A [Donor] gives one connection, or all connections of one client, and a
-// [Target] receives them. Between the two travels a snapshot, a slice of
+// A [Donor] gives one connection, or all of one client, or all that a stack
+// has, and a [Target] receives them. Between the two travels a snapshot, a slice of
 // octets (package snapshot, docs/snapshot-format.md), by whatever way the
 // caller has.
 //
@@ -39,6 +39,13 @@
 // [net.ErrClosed]; after Thaw they go on. The target's Activate returns fresh
 // connections. What an application had written is in the snapshot; what it had
 // read is not.
+//
+// An application with state of its own to move, such as how far into a file it
+// is, must know exactly how much it has read and written before that state is
+// saved. A call that waits at a frozen connection cannot say. So interrupt the
+// calls first: set a deadline in the past, wait for them to return, which tells
+// how far they got, then Freeze, save the state, and Export. Package
+// examples/hotswap does it.
 //
 // # A move within one process
 //

@@ -50,7 +50,7 @@ func TestStoryKernel(t *testing.T) {
 					t.Fatalf("seed %d, after %d moves: %v", w.seed, moves, err)
 				}
 				t.Logf("%d octets each way, %d moves", size, moves)
-				if moves < 50 {
+				if moves < 20 {
 					t.Errorf("moved only %d times", moves)
 				}
 				if n := kernelResets(t) - before; n != 0 {

@@ -125,7 +125,7 @@ func TestStoryParallel(t *testing.T) {
 	}
 	wg.Wait()
 	t.Logf("%d connections, %d moves", conns, moves.Load())
-	if moves.Load() < 100 {
+	if moves.Load() < conns {
 		t.Errorf("moved only %d times", moves.Load())
 	}
 	w.watch.check(t)
@@ -185,7 +185,7 @@ func TestStoryClient(t *testing.T) {
 				eventually(t, "packets", func() bool { return w.watch.count() > seen+50 || time.Now().After(deadline) || len(errs) > 0 })
 			}
 			t.Logf("%d connections, moved %d times together", conns, moves)
-			if moves < 20 {
+			if moves < 5 {
 				t.Errorf("moved only %d times", moves)
 			}
 			w.watch.check(t)

@@ -619,16 +619,17 @@ func TestStoryEverything(t *testing.T) {
 	}()
 	var cs []*stack.Conn
 	moves, handshakes := 0, 0
-	for open, seen := true, 0; open; {
+	for open, seen := true, 0; open || moves < 20; {
 		select {
 		case c, ok := <-dialled:
 			if open = ok; ok {
 				cs = append(cs, c)
+				continue
 			}
-			continue
+			dialled = nil
 		default:
 		}
-		if w.watch.count() < seen+10 { // let them get somewhere
+		if open && w.watch.count() < seen+10 { // let them get somewhere
 			runtime.Gosched()
 			continue
 		}
@@ -644,9 +645,6 @@ func TestStoryEverything(t *testing.T) {
 		}
 	}
 	t.Logf("%d clients, %d moves, %d put off by a handshake", len(cs), moves, handshakes)
-	if moves < 20 {
-		t.Errorf("moved only %d times", moves)
-	}
 	for range cs {
 		s, err := ls[w.at].AcceptConn()
 		if err != nil {

@@ -73,7 +73,7 @@ func importSnapshot(s *stack.Stack, b []byte) (*Target, error) {
 	t := &Target{stack: s, client: snap.Client}
 	t.holds, t.conns, t.out = t.oneHold[:0], t.oneConn[:0], t.oneOut[:]
 	if n := len(snap.Conns); n != 1 {
-		t.holds = make([]stack.Hold, 0, n)
+		t.holds = make([]stack.Hold, 0, max(n, 1))
 		t.conns = make([]received, 0, n)
 		t.out = make([]*stack.Conn, n)
 	}
@@ -95,6 +95,11 @@ func (t *Target) String() string {
 func (t *Target) build(records []snapshot.Conn) error {
 	if t.client.IsValid() {
 		if err := t.hold(stack.Tuple{Remote: netip.AddrPortFrom(t.client, 0)}); err != nil {
+			return err
+		}
+	}
+	if len(records) == 0 { // a stack donor that had nothing but packets
+		if err := t.hold(stack.Tuple{}); err != nil {
 			return err
 		}
 	}
@@ -193,11 +198,6 @@ func (t *Target) Activate(late ...[]byte) ([]*stack.Conn, error) {
 		}
 	}
 	first := append(t.first, late...)
-	if len(t.holds) == 0 { // there were only packets
-		for _, p := range first {
-			t.stack.Inject(p)
-		}
-	}
 	for i := range t.holds {
 		t.holds[i].Release(first...)
 		first = nil

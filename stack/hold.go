@@ -296,7 +296,9 @@ func (h *Hold) end(first [][]byte, back, deliver bool) {
 		taken, forward := f.inbound(p)
 		switch {
 		case forward != nil:
-			away = append(away, func() { forward(p) })
+			if p = hop(p); p != nil {
+				away = append(away, func() { forward(p) })
+			}
 		case !taken && deliver:
 			h.link.deliver(p)
 		}
@@ -310,8 +312,8 @@ func (h *Hold) end(first [][]byte, back, deliver bool) {
 // Forward turns the hold into a moved filter: it returns the inbound packets
 // kept so far, and every later one goes to forward, never to the netstack, so
 // that nobody here answers for a connection that lives elsewhere. Outbound
-// packets are dropped. forward is called on the reading goroutine, so it must
-// not block, and must not keep its argument; nil drops. The filter ends after grace
+// packets are dropped. forward gets a copy with one hop less to go; it is called
+// on the reading goroutine, so it must not block; nil drops. The filter ends after grace
 // (0 or less: at once), by the stack's clock, or when the connection is held
 // here again.
 func (h *Hold) Forward(forward func(p []byte), grace time.Duration) (late [][]byte) {

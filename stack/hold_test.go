@@ -462,7 +462,7 @@ func TestForward(t *testing.T) {
 				server.Inject(straggler)
 				clock.Advance(time.Second - 1)
 				server.Inject(straggler)
-				if len(got) < 3 || !bytes.Equal(got[0], straggler) {
+				if len(got) < 3 || !bytes.Equal(got[0], routed(straggler)) {
 					t.Errorf("%d packets forwarded: want 3", len(got))
 				}
 				if n := stats.IP.PacketsReceived.Value(); n != received {
@@ -484,6 +484,41 @@ func TestForward(t *testing.T) {
 	}
 }
 
+// routed is a packet behind a router: with a hop less to go.
+func routed(p []byte) []byte {
+	p = slices.Clone(p)
+	if p[0]>>4 == 6 {
+		p[7]--
+		return p
+	}
+	p[8]--
+	h := header.IPv4(p)
+	h.SetChecksum(0)
+	h.SetChecksum(^h.CalculateChecksum())
+	return p
+}
+
+// TestForwardLoop: nodes that each think the other has a client do not send its
+// packets round for ever.
+func TestForwardLoop(t *testing.T) {
+	a, b := newNodes(t, nil)
+	ha, err := a.HoldClient(client6)
+	ha = mustHold(t, ha, err)
+	hb, err := b.HoldClient(client6)
+	hb = mustHold(t, hb, err)
+	ha.Forward(b.Inject, time.Hour)
+	rounds := 0
+	hb.Forward(func(p []byte) { rounds++; a.Inject(p) }, time.Hour)
+	p := make([]byte, 60)
+	p[0], p[6], p[7] = 0x60, 6, 64
+	copy(p[8:], client6.AsSlice())
+	copy(p[24:], server6.AsSlice())
+	a.Inject(p)
+	if rounds < 10 || rounds > 64 {
+		t.Errorf("the packet went round %d times", rounds)
+	}
+}
+
 // TestForwardICMP: errors about a moved connection go where it is.
 func TestForwardICMP(t *testing.T) {
 	client, server := newNodes(t, nil)
@@ -498,7 +533,7 @@ func TestForwardICMP(t *testing.T) {
 	h.Forward(func(p []byte) { got = append(got, slices.Clone(p)) }, time.Hour)
 	e := tooBig(out[slices.IndexFunc(out, hasData)], 1280)
 	server.Inject(e)
-	if len(got) == 0 || !bytes.Equal(got[len(got)-1], e) {
+	if len(got) == 0 || !bytes.Equal(got[len(got)-1], routed(e)) {
 		t.Errorf("%d packets forwarded, the error not among them", len(got))
 	}
 	h.Release()

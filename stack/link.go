@@ -73,7 +73,9 @@ func (l *link) receive(p []byte) {
 	}
 	l.filter.deliver.Unlock()
 	if forward != nil {
-		forward(p)
+		if p = hop(p); p != nil {
+			forward(p)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package stack
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
@@ -54,6 +55,30 @@ func inboundFlow(p []byte) (f flow, ok bool) {
 		}
 	}
 	return flow{}, false
+}
+
+// hop returns a copy of a packet as a router passes it on, with a hop less to
+// go (RFC 8200 §3, RFC 791 §3.2), or nil if it has come too far. So packets do
+// not go round for ever between nodes that each think the other has a client.
+func hop(p []byte) []byte {
+	p = slices.Clone(p)
+	switch {
+	case len(p) >= header.IPv6MinimumSize && p[0]>>4 == 6:
+		h := header.IPv6(p)
+		if h.HopLimit() <= 1 {
+			return nil
+		}
+		h.SetHopLimit(h.HopLimit() - 1)
+	case len(p) >= header.IPv4MinimumSize && p[0]>>4 == 4:
+		h := header.IPv4(p)
+		if h.TTL() <= 1 || len(p) < int(h.HeaderLength()) {
+			return nil
+		}
+		h.SetTTL(h.TTL() - 1)
+		h.SetChecksum(0)
+		h.SetChecksum(^h.CalculateChecksum())
+	}
+	return p
 }
 
 // InboundTuple names the TCP connection that a whole packet from the link

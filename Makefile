@@ -16,7 +16,7 @@ build: ## build the commands into ./bin
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: build ## hand a live connection over on an in-memory network; no privilege needed
+demo: build ## hand live HTTP transfers over between two servers: processes as root, in memory otherwise
 	./bin/ds demo
 
 check: build ## everything CI checks: format, vet, staticcheck, vulnerabilities, modules, race tests, short fuzzing

@@ -131,7 +131,11 @@ func (d *Donor) Drain(ctx context.Context) error {
 		c.BlockWrites(true)
 	}
 	for _, c := range conns {
-		if err := drain(ctx, c); err != nil {
+		err := drain(ctx, c)
+		if errors.Is(err, ErrEnded) && d.conn == nil {
+			continue // the others count
+		}
+		if err != nil {
 			for _, c := range conns {
 				c.BlockWrites(false)
 			}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/netip"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
+	"github.com/distributed-servers/ds/internal/lab"
 	"github.com/distributed-servers/ds/migrate"
 	"github.com/distributed-servers/ds/migrate/snapshot"
 	"github.com/distributed-servers/ds/stack"
@@ -662,32 +664,50 @@ func TestStoryEverything(t *testing.T) {
 	w.watch.check(t)
 }
 
-// TestStoryRequest moves a connection request that the listener has not looked
-// at, and no connection at all.
+// TestStoryRequest moves a connection request to a node that gets nothing else:
+// a snapshot without connections, of a client and of a whole stack.
 func TestStoryRequest(t *testing.T) {
-	w := newWorld(t, options{})
-	for _, n := range w.node {
-		if _, err := n.Listen("tcp", ":443"); err != nil {
-			t.Fatal(err)
-		}
+	for _, client := range []netip.Addr{client6, {}} {
+		t.Run(client.String(), func(t *testing.T) {
+			w := newWorld(t, options{})
+			for _, n := range w.node {
+				if _, err := n.Listen("tcp", ":443"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// The network keeps the SYN from both nodes.
+			w.net.Unroute(prefix(service6))
+			syns := make(chan []byte, 10)
+			defer w.net.Tap(func(e lab.Event) {
+				if e.From == "client" && tcpHeader(e.Packet) != nil {
+					select {
+					case syns <- slices.Clone(e.Packet):
+					default:
+					}
+				}
+			})()
+			dialled := make(chan error, 1)
+			go func() {
+				_, err := w.client.Dial("tcp", netip.AddrPortFrom(service6, 443).String())
+				dialled <- err
+			}()
+			syn := <-syns
+			snap, err := snapshot.Append(nil, &snapshot.Snapshot{Client: client})
+			if err != nil {
+				t.Fatal(err)
+			}
+			target, err := migrate.Import(w.node[1], snap)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.route(1)
+			if conns, err := target.Activate(syn); err != nil || len(conns) != 0 {
+				t.Fatalf("%d connections, %v", len(conns), err)
+			}
+			if err := <-dialled; err != nil {
+				t.Fatal(err)
+			}
+			w.watch.check(t)
+		})
 	}
-	hold, err := w.node[0].HoldClient(client6)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dialled := make(chan error, 1)
-	go func() {
-		_, err := w.client.Dial("tcp", netip.AddrPortFrom(service6, 443).String())
-		dialled <- err
-	}()
-	eventually(t, "the SYN", func() bool { return w.watch.count() > 0 })
-	late := hold.Forward(w.node[1].Inject, time.Minute)
-	w.route(1)
-	for _, p := range late {
-		w.node[1].Inject(p)
-	}
-	if err := <-dialled; err != nil {
-		t.Fatal(err)
-	}
-	w.watch.check(t)
 }

@@ -93,12 +93,12 @@ func (t *Target) String() string {
 }
 
 func (t *Target) build(records []snapshot.Conn) error {
-	if t.client.IsValid() {
+	switch {
+	case t.client.IsValid():
 		if err := t.hold(stack.Tuple{Remote: netip.AddrPortFrom(t.client, 0)}); err != nil {
 			return err
 		}
-	}
-	if len(records) == 0 { // a stack donor that had nothing but packets
+	case len(records) == 0: // a stack donor that had nothing but packets
 		if err := t.hold(stack.Tuple{}); err != nil {
 			return err
 		}

@@ -287,20 +287,23 @@ func (h *Hold) end(first [][]byte, back, deliver bool) {
 	}
 	h.flushLocked() // before anybody else can send
 	f.remove(h)
-	in := append(first, h.in.take()...)
+	in := h.in.take()
 	h.mu.Unlock()
 	f.settle(h, back)
 	f.mu.Unlock()
+	// First may be about several connections, whose holds end one by one: so
+	// what still holds does not keep them.
 	var away []func()
-	for _, p := range in {
-		taken, forward := f.inbound(p)
-		switch {
-		case forward != nil:
-			if p = hop(p); p != nil {
-				away = append(away, func() { forward(p) })
+	for _, packets := range [][][]byte{first, in} {
+		for _, p := range packets {
+			switch forward := f.forwarder(p); {
+			case forward != nil:
+				if p = hop(p); p != nil {
+					away = append(away, func() { forward(p) })
+				}
+			case deliver:
+				h.link.deliver(p)
 			}
-		case !taken && deliver:
-			h.link.deliver(p)
 		}
 	}
 	f.deliver.Unlock()
@@ -313,9 +316,9 @@ func (h *Hold) end(first [][]byte, back, deliver bool) {
 // kept so far, and every later one goes to forward, never to the netstack, so
 // that nobody here answers for a connection that lives elsewhere. Outbound
 // packets are dropped. forward gets a copy with one hop less to go; it is called
-// on the reading goroutine, so it must not block; nil drops. The filter ends after grace
-// (0 or less: at once), by the stack's clock, or when the connection is held
-// here again.
+// on the reading goroutine, so it must not block; nil drops. The filter ends
+// after grace (0 or less: at once), by the stack's clock, or when the
+// connection is held here again.
 func (h *Hold) Forward(forward func(p []byte), grace time.Duration) (late [][]byte) {
 	f := &h.link.filter
 	if forward == nil {
@@ -362,20 +365,37 @@ func (h *Hold) Dropped() (in, out uint64) {
 	return h.in.dropped, h.out.dropped
 }
 
+// holder returns the entry that a packet concerns, nil if it passes.
+func (f *filter) holder(p []byte, flowOf func([]byte) (flow, bool)) *Hold {
+	if f.n.Load() == 0 {
+		return nil
+	}
+	fl, ok := flowOf(p)
+	if !ok {
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.find(fl)
+}
+
+// forwarder returns where the moved filter sends an inbound packet, nil if none
+// concerns it.
+func (f *filter) forwarder(p []byte) func(p []byte) {
+	h := f.holder(p, inboundFlow)
+	if h == nil {
+		return nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.forward
+}
+
 // inbound decides about a packet from the device: taken means that it does not
 // go to the netstack, forward, if not nil, that it goes there instead. deliver is
 // held; forward must be called without it, since it may end in another stack's.
 func (f *filter) inbound(p []byte) (taken bool, forward func(p []byte)) {
-	if f.n.Load() == 0 {
-		return false, nil
-	}
-	fl, ok := inboundFlow(p)
-	if !ok {
-		return false, nil
-	}
-	f.mu.Lock()
-	h := f.find(fl)
-	f.mu.Unlock()
+	h := f.holder(p, inboundFlow)
 	if h == nil {
 		return false, nil
 	}
@@ -392,16 +412,7 @@ func (f *filter) inbound(p []byte) (taken bool, forward func(p []byte)) {
 
 // outbound decides about a packet of the netstack.
 func (f *filter) outbound(p []byte) (taken bool) {
-	if f.n.Load() == 0 {
-		return false
-	}
-	fl, ok := outboundFlow(p)
-	if !ok {
-		return false
-	}
-	f.mu.Lock()
-	h := f.find(fl)
-	f.mu.Unlock()
+	h := f.holder(p, outboundFlow)
 	if h == nil {
 		return false
 	}

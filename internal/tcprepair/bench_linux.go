@@ -35,22 +35,14 @@ func bench(ctx context.Context, moves int, c Contents, probe bool) ([]time.Durat
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
-	peerBuffer := 0
-	if c.Unsent > 0 {
-		peerBuffer = smallWindow
-	}
-	p, err := newPair(peerBuffer)
+	setup, cancel := context.WithTimeout(ctx, setupLimit)
+	defer cancel()
+	p, err := newLoaded(setup, c)
 	if err != nil {
 		return nil, err
 	}
 	defer p.close()
 	p.conn.WindowProbe = probe
-
-	setup, cancel := context.WithTimeout(ctx, setupLimit)
-	defer cancel()
-	if err := p.load(setup, c); err != nil {
-		return nil, err
-	}
 	took, err := p.measure(ctx, moves, c)
 	if err != nil {
 		return nil, err

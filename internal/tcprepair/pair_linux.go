@@ -131,6 +131,31 @@ func (p *pair) close() {
 	unix.Close(p.peer)
 }
 
+// errClosed: the peer took back a window that it had offered, and what was to
+// fill it stays unsent.
+var errClosed = errors.New("tcprepair: load: the peer closed its window early")
+
+// newLoaded returns a pair with c in its queues.
+func newLoaded(ctx context.Context, c Contents) (*pair, error) {
+	peerBuffer := 0
+	if c.Unsent > 0 {
+		peerBuffer = smallWindow
+	}
+	for {
+		p, err := newPair(peerBuffer)
+		if err != nil {
+			return nil, err
+		}
+		if err = p.load(ctx, c); err == nil {
+			return p, nil
+		}
+		p.close()
+		if !errors.Is(err, errClosed) {
+			return nil, err
+		}
+	}
+}
+
 // load brings the queues to c and waits until neither end owes the other an
 // acknowledgement: a timer of the peer that fires while the connection is in no
 // socket would be answered with RST.
@@ -181,6 +206,9 @@ func (p *pair) settle(ctx context.Context) (*unix.TCPInfo, error) {
 		}
 		if out == 0 && in == 0 {
 			return info, nil
+		}
+		if info.Snd_wnd == 0 && info.Unacked == 0 && in == 0 {
+			return nil, errClosed
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("tcprepair: load: %d and %d octets not acknowledged: %w", out, in, err)

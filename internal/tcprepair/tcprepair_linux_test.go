@@ -288,14 +288,11 @@ func TestSentAndUnsent(t *testing.T) {
 
 func TestMoveAllocatesNothing(t *testing.T) {
 	needRepair(t)
-	p, err := newPair(smallWindow)
+	p, err := newLoaded(t.Context(), Contents{Unsent: MaxQueue, Unread: MaxQueue})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.close)
-	if err := p.load(t.Context(), Contents{Unsent: MaxQueue, Unread: MaxQueue}); err != nil {
-		t.Fatal(err)
-	}
 	if n := testing.AllocsPerRun(100, func() {
 		if err := errors.Join(p.conn.Dump(), p.conn.Restore()); err != nil {
 			t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 var about = map[probe.Name]string{
 	probe.Arch:       "64 bits, little-endian",
 	probe.Kernel:     "a kernel that is new enough",
+	probe.Users:      "programs that give up privilege can be tested",
 	probe.UserNS:     "user namespaces: tests and demo without privilege",
 	probe.NetNS:      "network namespaces: tests and demo with real kernels",
 	probe.NetAdmin:   "change this machine's network (dsco needs it)",

@@ -43,9 +43,7 @@ const (
 func own(t *testing.T, programs ...string) bool {
 	t.Helper()
 	for _, p := range programs {
-		if _, err := exec.LookPath(p); err != nil {
-			t.Skipf("program %s is not installed: %v", p, err)
-		}
+		probe.Skip(t, probe.Program(p))
 	}
 	if !netnstest.Run(t) {
 		return false
@@ -389,9 +387,7 @@ func TestSSH(t *testing.T) {
 	if !own(t, "ssh", "ssh-keygen", "/usr/sbin/sshd") {
 		return
 	}
-	if ids, err := os.ReadFile("/proc/self/uid_map"); err != nil || strings.Fields(string(ids))[2] == "1" {
-		t.Skip("sshd needs a second user for its privilege separation, and this user namespace has one; run as root")
-	}
+	probe.Skip(t, probe.Users) // for sshd's separation of privileges
 	address, options := startSSHD(t)
 	s := newSwapper(t, "-port", "22", "proxy", address)
 

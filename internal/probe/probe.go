@@ -6,6 +6,7 @@ package probe
 
 import (
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -25,10 +26,16 @@ const (
 	MobileIPv6 Name = "mip6"       // add a route optimisation state to the kernel, in a network namespace
 	Arch       Name = "arch"       // 64 bits, little-endian
 	Kernel     Name = "kernel"     // a kernel that is new enough
+	Users      Name = "users"      // more than one user, as programs that give up privilege need
 )
 
+// Program names the probe that finds a program: by its path, or in PATH.
+func Program(program string) Name { return Name(programPrefix + program) }
+
+const programPrefix = "program:"
+
 // Names lists every probe, what others depend on first.
-var Names = []Name{Arch, Kernel, UserNS, NetNS, NetAdmin, TUN, TCPRepair, NFQueue, IP6Tunnel, MobileIPv6}
+var Names = []Name{Arch, Kernel, Users, UserNS, NetNS, NetAdmin, TUN, TCPRepair, NFQueue, IP6Tunnel, MobileIPv6}
 
 // Result is what a probe found.
 type Result struct {
@@ -45,14 +52,26 @@ func (r Result) String() string {
 	return string(r.Name) + ": " + r.Detail + "; " + r.Cure
 }
 
-// Check returns the result of a probe, which runs once per process.
+// Check returns the result of a probe, which runs once per process, but for
+// those of [Program].
 func Check(name Name) Result {
+	if program, ok := strings.CutPrefix(string(name), programPrefix); ok {
+		return findProgram(name, program)
+	}
 	for _, r := range All() {
 		if r.Name == name {
 			return r
 		}
 	}
 	return Result{Name: name, Detail: "no such probe", Cure: "use one of probe.Names"}
+}
+
+func findProgram(name Name, program string) Result {
+	path, err := exec.LookPath(program)
+	if err != nil {
+		return Result{Name: name, Detail: err.Error(), Cure: "install it, or add its directory to PATH"}
+	}
+	return Result{Name: name, OK: true, Detail: path}
 }
 
 // All returns the results of all probes in the order of [Names]. They run

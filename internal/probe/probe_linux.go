@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -68,7 +69,7 @@ const cureNS = "allow unprivileged user namespaces (sysctl user.max_user_namespa
 	"kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0) or run as root"
 
 func run() []Result {
-	results := []Result{arch(), kernel(), userNS()}
+	results := []Result{arch(), kernel(), users(), userNS()}
 	var tried []Result
 	if netns.Inside() {
 		tried = tryAll()
@@ -77,6 +78,30 @@ func run() []Result {
 	}
 	results = append(results, tried[0], netAdmin())
 	return append(results, tried[1:]...)
+}
+
+// users reads how many user ids the namespace of this process has.
+func users() Result {
+	r := Result{Name: Users}
+	b, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		r.Detail, r.Cure = err.Error(), "mount /proc"
+		return r
+	}
+	var ids uint64
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) == 3 {
+			n, _ := strconv.ParseUint(f[2], 10, 32)
+			ids += n
+		}
+	}
+	if r.OK = ids > 1; !r.OK {
+		r.Detail = "this user namespace has one user"
+		r.Cure = "run as root, or in a namespace with more (newuidmap)"
+		return r
+	}
+	r.Detail = fmt.Sprintf("%d user ids", ids)
+	return r
 }
 
 // tryAll makes the attempts in this process.

@@ -72,6 +72,15 @@ func (f *fakeTB) Fatalf(format string, args ...any) {
 	runtime.Goexit()
 }
 
+func TestProgram(t *testing.T) {
+	if r := probe.Check(probe.Program("no-such-program")); r.OK || r.Cure == "" || !strings.Contains(r.Detail, "no-such-program") {
+		t.Errorf("got %v", r)
+	}
+	if r := probe.Check(probe.Program("/proc/self/exe")); !r.OK {
+		t.Errorf("got %v", r)
+	}
+}
+
 func TestSkip(t *testing.T) {
 	for _, tc := range []struct{ require, want string }{
 		{"", "skip: probe telepathy: no such probe; use one of"},

@@ -28,6 +28,11 @@
 // crosses the point of no return, and how both learn of it, is up to the
 // caller: this package moves connections, it does not decide.
 //
+// What was on its way to the donor when the route changed should have arrived
+// there before Discard: word of the change that comes the same way, behind it,
+// is a sure sign. Stragglers that are forwarded reach the target behind later
+// packets; TCP puts them in order, but the peer may take them for lost first.
+//
 // The connection's clock stands still between Freeze and Activate or Thaw.
 // Ages and remaining times travel, not instants, so the two hosts need no
 // common clock, and the timestamps the peer sees go on without a jump.

@@ -19,6 +19,10 @@
 // nothing was lost or doubled. The time of each stage and the number of
 // allocations come from further moves, so that measuring them costs the
 // samples nothing.
+//
+// In transfers the donor discards when what the network had for it has arrived,
+// as word of the new route would tell it that comes the same way; waiting for
+// that counts.
 package bench
 
 import (

@@ -176,7 +176,7 @@ func transfer(ctx context.Context, octets int64, moves int) (time.Duration, erro
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-			if err := v.moveBusy(); err != nil {
+			if err := v.moveBusy(ctx); err != nil {
 				return err
 			}
 			at.set(v.conn, nil)
@@ -188,8 +188,11 @@ func transfer(ctx context.Context, octets int64, moves int) (time.Duration, erro
 	return took, errors.Join(errs...)
 }
 
-// moveBusy is move while packets are on their way.
-func (v *mover) moveBusy() error {
+// moveBusy is move while packets are on their way. What had left for the old
+// node when the route changed arrives there first, since the word that it has
+// changed comes behind; otherwise the new one would see these packets after
+// later ones, as no network in order shows them.
+func (v *mover) moveBusy(ctx context.Context) error {
 	to := v.w.nodes[1-v.at]
 	d := migrate.NewDonor(v.conn)
 	if err := d.Freeze(); err != nil {
@@ -204,6 +207,9 @@ func (v *mover) moveBusy() error {
 		return err
 	}
 	v.w.route(1 - v.at)
+	if err := v.w.settle(ctx, v.at); err != nil {
+		return err
+	}
 	late, err := d.Discard(to.Inject, time.Minute)
 	if err != nil {
 		return err

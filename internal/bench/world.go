@@ -21,6 +21,9 @@ var (
 
 const service = "[fd00:2::1]:443"
 
+// ends are the nodes' own addresses, where marks go.
+var ends = [2]netip.Addr{netip.MustParseAddr("fd00:3::"), netip.MustParseAddr("fd00:3::1")}
+
 // patience bounds what takes milliseconds as a rule.
 const patience = 20 * time.Second
 
@@ -29,7 +32,7 @@ type world struct {
 	net       *lab.Net
 	client    *stack.Stack
 	nodes     [2]*stack.Stack
-	ports     [2]*lab.Port
+	ports     [2]*port
 	listeners [2]*stack.Listener
 }
 
@@ -46,7 +49,8 @@ func newWorld() (_ *world, err error) {
 		return nil, err
 	}
 	for i := range w.nodes {
-		w.ports[i] = w.net.Attach(fmt.Sprintf("node %d", i), 1500)
+		w.ports[i] = newPort(w.net.Attach(fmt.Sprintf("node %d", i), 1500), ends[i])
+		w.net.Route(netip.PrefixFrom(ends[i], 128), w.ports[i].Port)
 		if w.nodes[i], err = stack.New(stack.Config{Device: w.ports[i], Addrs: []netip.Addr{serviceAddr}}); err != nil {
 			return nil, err
 		}
@@ -68,7 +72,48 @@ func (w *world) close() {
 }
 
 // route makes node i the one that the service's packets reach.
-func (w *world) route(i int) { w.net.Route(netip.PrefixFrom(serviceAddr, 128), w.ports[i]) }
+func (w *world) route(i int) { w.net.Route(netip.PrefixFrom(serviceAddr, 128), w.ports[i].Port) }
+
+// settle waits until node i has read what the network had for it. It sends a
+// mark behind that, as whoever tells a node that its route is gone does: the
+// word takes the same way.
+func (w *world) settle(ctx context.Context, i int) error {
+	w.net.Inject(w.ports[i].mark)
+	select {
+	case <-w.ports[i].marked:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+const noNextHeader = 59
+
+// port is the link of a node, which does not see the marks.
+type port struct {
+	*lab.Port
+	end    netip.Addr
+	mark   []byte
+	marked chan struct{} // one for each mark that was read
+}
+
+func newPort(p *lab.Port, end netip.Addr) *port {
+	// An IPv6 header (RFC 8200 section 3) with nothing behind it.
+	mark := append([]byte{0x60, 0, 0, 0, 0, 0, noNextHeader, 64}, clientAddr.AsSlice()...)
+	mark = append(mark, end.AsSlice()...)
+	return &port{Port: p, end: end, mark: mark, marked: make(chan struct{}, 1)}
+}
+
+// Read implements [tun.Device].
+func (p *port) Read(b []byte) (n int, err error) {
+	for {
+		n, err = p.Port.Read(b)
+		if err != nil || n != len(p.mark) || netip.AddrFrom16([16]byte(b[24:40])) != p.end {
+			return n, err
+		}
+		p.marked <- struct{}{}
+	}
+}
 
 // connect makes a connection to node 0.
 func (w *world) connect(ctx context.Context) (client, server *stack.Conn, err error) {

@@ -241,11 +241,31 @@ func TestRanges(t *testing.T) {
 	for _, name := range fieldNames(t) {
 		switch name {
 		case "record size", "record", "magic", "timestamp", "recent timestamp", "SND.UNA", "RCV.NXT", "retransmission timestamp":
+		case "option flags": // all bits have a meaning; see TestUsualSettings
 		default:
 			if !tried[name] {
 				t.Errorf("%s was not tried", name)
 			}
 		}
+	}
+}
+
+// TestUsualSettings: they have the short form, and only they.
+func TestUsualSettings(t *testing.T) {
+	c := idle()
+	short := appendTo(t, of(c))
+	c.Options.TOS = 1
+	long := appendTo(t, of(c))
+	if len(long) <= len(short) {
+		t.Errorf("with TOS: %d octets, without %d", len(long), len(short))
+	}
+	for _, f := range dissect(long) {
+		if f.name == "TOS" {
+			long[f.off] = 0
+		}
+	}
+	if _, err := Parse(long); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "option flags do not say") {
+		t.Errorf("usual settings at length: %v", err)
 	}
 }
 

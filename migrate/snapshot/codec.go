@@ -159,7 +159,7 @@ func parse(b []byte, conns []Conn) (s Snapshot, err error) {
 }
 
 // minRecord is less than the smallest record of a connection.
-const minRecord = 96
+const minRecord = 80
 
 // codec writes a snapshot to the end of b, or reads it from its front: every
 // method does one or the other with the value it is given a pointer to. After
@@ -401,8 +401,9 @@ func (k *codec) conn(c *Conn) {
 	k.addrPort("remote", &c.Remote)
 	num(k, "state", &c.State, uint64(Established), uint64(TimeWait))
 	s, r, o := &c.Send, &c.Receive, &c.Options
+	usual := k.writing && o.isUsual()
 	k.flags("connection flags", &c.Orphan, &c.Unaccepted, &c.ReadShutdown, &c.Timestamps, &c.SACKPermitted)
-	k.flags("option flags", &o.Nagle, &o.Cork, &o.KeepAlive, &o.Linger, &o.SendBufferFixed, &o.ReusePort, &o.ReuseAddr)
+	k.flags("option flags", &o.Nagle, &o.Cork, &o.KeepAlive, &o.Linger, &o.SendBufferFixed, &o.ReusePort, &o.ReuseAddr, &usual)
 	k.flags("send flags", &s.RTTSampled, &s.ZeroWindowProbing, &s.SpuriousRecovery, &s.Corked, &s.FastRecovery.Active)
 	k.flags("RACK flags", &s.RACK.Reordered, &s.RACK.DSACKSeen, &s.RACK.ExitedRecovery, &s.RACK.ProbeOut, &r.Tuning.Off)
 
@@ -413,25 +414,13 @@ func (k *codec) conn(c *Conn) {
 		k.age("age of recent timestamp", &c.TSRecentAge)
 	}
 
-	k.duration("linger time", &o.LingerTime, maxTime)
-	k.duration("FIN_WAIT_2 time", &o.FinWait2Time, maxTime)
-	k.duration("keepalive idle", &o.KeepIdle, maxTime)
-	k.duration("keepalive interval", &o.KeepInterval, maxTime)
-	num(k, "keepalive count", &o.KeepCount, 0, math.MaxUint16)
-	num(k, "keepalive unacknowledged", &o.KeepUnacked, 0, math.MaxUint16)
-	k.duration("user timeout", &o.UserTimeout, maxTime)
 	num(k, "send buffer", &o.SendBuffer, 1, maxBuffer)
 	num(k, "receive buffer", &o.RecvBuffer, 1, maxBuffer)
-	num(k, "low water", &o.LowWater, 0, maxBuffer)
-	num(k, "window clamp", &o.WindowClamp, 0, math.MaxUint32)
-	num(k, "user MSS", &o.UserMSS, 0, math.MaxUint16)
-	num(k, "TTL", &o.TTL, 0, math.MaxUint8)
-	hop := o.HopLimit + 1
-	num(k, "hop limit", &hop, 0, 256)
-	o.HopLimit = hop - 1
-	num(k, "TOS", &o.TOS, 0, math.MaxUint8)
-	num(k, "path MTU discovery", &o.PMTUDiscovery, 0, 3)
-	num(k, "mark", &o.Mark, 0, math.MaxUint32)
+	if !usual {
+		k.settings(o)
+	} else if !k.writing {
+		o.setUsual()
+	}
 
 	k.send(s)
 	k.receive(r)
@@ -449,6 +438,31 @@ func (k *codec) conn(c *Conn) {
 			*p = k.next("unprocessed packet", n)
 		}
 	})
+}
+
+// settings are the socket options that most connections have as the stack made
+// them.
+func (k *codec) settings(o *Options) {
+	k.duration("linger time", &o.LingerTime, maxTime)
+	k.duration("FIN_WAIT_2 time", &o.FinWait2Time, maxTime)
+	k.duration("keepalive idle", &o.KeepIdle, maxTime)
+	k.duration("keepalive interval", &o.KeepInterval, maxTime)
+	num(k, "keepalive count", &o.KeepCount, 0, math.MaxUint16)
+	num(k, "keepalive unacknowledged", &o.KeepUnacked, 0, math.MaxUint16)
+	k.duration("user timeout", &o.UserTimeout, maxTime)
+	num(k, "low water", &o.LowWater, 0, maxBuffer)
+	num(k, "window clamp", &o.WindowClamp, 0, math.MaxUint32)
+	num(k, "user MSS", &o.UserMSS, 0, math.MaxUint16)
+	num(k, "TTL", &o.TTL, 0, math.MaxUint8)
+	hop := o.HopLimit + 1
+	num(k, "hop limit", &hop, 0, 256)
+	o.HopLimit = hop - 1
+	num(k, "TOS", &o.TOS, 0, math.MaxUint8)
+	num(k, "path MTU discovery", &o.PMTUDiscovery, 0, 3)
+	num(k, "mark", &o.Mark, 0, math.MaxUint32)
+	if !k.writing && o.isUsual() { // one value, one form
+		k.fail("option flags", "do not say that the settings are the usual ones")
+	}
 }
 
 func (k *codec) send(s *Send) {

@@ -177,7 +177,7 @@ func (d *dissector) conn() {
 	d.num("remote", 1, 65535)
 	d.num("state", 1, 7)
 	ts := d.flags("connection flags", "orphan", "unaccepted", "read-shutdown", "timestamps", "SACK-permitted")["timestamps"]
-	d.flags("option flags", "Nagle", "cork", "keepalive", "linger", "send-buffer-fixed", "reuse-port", "reuse-address")
+	usual := d.flags("option flags", "Nagle", "cork", "keepalive", "linger", "send-buffer-fixed", "reuse-port", "reuse-address", "usual-settings")["usual-settings"]
 	d.flags("send flags", "RTT-sampled", "zero-window-probing", "spurious-recovery", "corked", "fast-recovery")
 	d.flags("RACK flags", "reordered", "DSACK-seen", "exited-recovery", "probe-out", "tuning-off")
 
@@ -188,23 +188,25 @@ func (d *dissector) conn() {
 		d.age("age of recent timestamp")
 	}
 
-	d.duration("linger time", century)
-	d.duration("FIN_WAIT_2 time", century)
-	d.duration("keepalive idle", century)
-	d.duration("keepalive interval", century)
-	d.num("keepalive count", 0, 65535)
-	d.num("keepalive unacknowledged", 0, 65535)
-	d.duration("user timeout", century)
 	d.num("send buffer", 1, maxBuffer)
 	d.num("receive buffer", 1, maxBuffer)
-	d.num("low water", 0, maxBuffer)
-	d.num("window clamp", 0, 1<<32-1)
-	d.num("user MSS", 0, 65535)
-	d.num("TTL", 0, 255)
-	d.num("hop limit", 0, 256)
-	d.num("TOS", 0, 255)
-	d.num("path MTU discovery", 0, 3)
-	d.num("mark", 0, 1<<32-1)
+	if !usual {
+		d.duration("linger time", century)
+		d.duration("FIN_WAIT_2 time", century)
+		d.duration("keepalive idle", century)
+		d.duration("keepalive interval", century)
+		d.num("keepalive count", 0, 65535)
+		d.num("keepalive unacknowledged", 0, 65535)
+		d.duration("user timeout", century)
+		d.num("low water", 0, maxBuffer)
+		d.num("window clamp", 0, 1<<32-1)
+		d.num("user MSS", 0, 65535)
+		d.num("TTL", 0, 255)
+		d.num("hop limit", 0, 256)
+		d.num("TOS", 0, 255)
+		d.num("path MTU discovery", 0, 3)
+		d.num("mark", 0, 1<<32-1)
+	}
 
 	d.send()
 	nxt := d.receive()

@@ -20,7 +20,7 @@ const (
 )
 
 // fieldNames are the names of the fields in the order of the format: the
-// strings that codec.go's methods conn, send and receive pass first.
+// strings that codec.go's methods conn, settings, send and receive pass first.
 func fieldNames(t testing.TB) []string {
 	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), "codec.go", nil, 0)
@@ -41,7 +41,7 @@ func fieldNames(t testing.TB) []string {
 			if !ok {
 				return true
 			}
-			if f, ok := call.Fun.(*ast.SelectorExpr); ok && (f.Sel.Name == "send" || f.Sel.Name == "receive") {
+			if f, ok := call.Fun.(*ast.SelectorExpr); ok && (f.Sel.Name == "settings" || f.Sel.Name == "send" || f.Sel.Name == "receive") {
 				walk(methods[f.Sel.Name].Body)
 				return false
 			}

@@ -24,7 +24,8 @@ func idle() Conn {
 		SACKPermitted: true,
 		Options: Options{
 			KeepIdle: 2 * time.Hour, KeepInterval: 75 * time.Second, KeepCount: 9,
-			FinWait2Time: time.Minute, SendBuffer: 212992, RecvBuffer: 1 << 20, HopLimit: -1,
+			FinWait2Time: time.Minute, SendBuffer: 212992, RecvBuffer: 1 << 20,
+			LowWater: 1, WindowClamp: 1 << 20, HopLimit: -1,
 		},
 		Send: Send{
 			Una: 0x1000_0000, Nxt: 0x1000_0000, Wnd: 65535, WndScale: 7, MSS: 1428,

@@ -135,7 +135,8 @@ func (c *Conn) Reset() {
 	p, q := c.Pieces, c.Send.Queue
 	clear(p)
 	clear(q)
-	*c = Conn{Pieces: p[:0], Send: Send{Queue: q[:0]}}
+	*c = Conn{}
+	c.Pieces, c.Send.Queue = p[:0], q[:0]
 }
 
 // Pieces collects octets without copying them. It is an [io.Writer].
@@ -177,6 +178,32 @@ type Options struct {
 	Mark                   uint32 // SO_MARK
 	ReusePort              bool
 	ReuseAddr              bool
+}
+
+// usual are the settings of a connection that nobody has set any of.
+var usual = Options{
+	FinWait2Time: time.Minute,
+	KeepIdle:     2 * time.Hour,
+	KeepInterval: 75 * time.Second,
+	KeepCount:    9,
+	LowWater:     1,
+	WindowClamp:  1 << 20,
+	HopLimit:     -1,
+}
+
+// setUsual makes the settings the usual ones. Flags and buffer sizes are none.
+func (o *Options) setUsual() {
+	u := usual
+	u.Nagle, u.Cork, u.KeepAlive, u.Linger = o.Nagle, o.Cork, o.KeepAlive, o.Linger
+	u.SendBufferFixed, u.ReusePort, u.ReuseAddr = o.SendBufferFixed, o.ReusePort, o.ReuseAddr
+	u.SendBuffer, u.RecvBuffer = o.SendBuffer, o.RecvBuffer
+	*o = u
+}
+
+func (o *Options) isUsual() bool {
+	u := *o
+	u.setUsual()
+	return u == *o
 }
 
 // Send is the sending side (RFC 9293 §3.3.1, RFC 5681, 6298, 6675, 8985, 9438).

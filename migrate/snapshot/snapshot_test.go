@@ -510,10 +510,11 @@ func manyShort() []byte {
 func TestLeastRecord(t *testing.T) {
 	c := Conn{
 		Local: local4, Remote: remote4, State: Established,
-		Options: Options{KeepIdle: 1, KeepInterval: 1, SendBuffer: 1, RecvBuffer: 1, HopLimit: -1},
+		Options: Options{SendBuffer: 1, RecvBuffer: 1},
 		Send:    Send{MSS: 8, SMSS: 8, Algorithm: Reno, Cwnd: 1, RTO: time.Millisecond},
 		Receive: Receive{Tuning: Tuning{PrevCopied: 1}},
 	}
+	c.Options.setUsual()
 	_, size := record(t, appendTo(t, of(c)))
 	t.Logf("the smallest record has %d octets", size)
 	if size < minRecord {

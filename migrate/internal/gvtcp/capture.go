@@ -42,27 +42,23 @@ func (f *Frozen) Capture(c *snapshot.Conn) error {
 	id := e.TransportEndpointInfo.ID
 	inner := &e.TCPEndpointStateInner
 	c.Reset()
-	pieces, queue := c.Pieces, c.Send.Queue
-	*c = snapshot.Conn{
-		Pieces:        pieces,
-		Local:         netip.AddrPortFrom(addrOf(id.LocalAddress), id.LocalPort),
-		Remote:        netip.AddrPortFrom(addrOf(id.RemoteAddress), id.RemotePort),
-		State:         stateOf(e.original().EndpointState()),
-		Orphan:        e.closed,
-		ReadShutdown:  e.shutdownFlags&tcpip.ShutdownRead != 0,
-		Timestamps:    inner.SendTSOk,
-		TSVal:         uint32(f.at.Milliseconds()) + inner.TSOffset.milliseconds,
-		TSPhase:       f.at % time.Millisecond,
-		TSRecent:      inner.RecentTS,
-		TSRecentAge:   f.age(e.recentTSTime),
-		SACKPermitted: inner.SACKPermitted,
-
-		KeepAliveTimer: f.timers[keepaliveTimer].snapshot(),
-		FinWait2Timer:  f.finWait2.snapshot(),
-		TimeWaitTimer:  f.timeWait.snapshot(),
-	}
+	// Field by field: a literal would be built elsewhere, and copied.
+	c.Local = netip.AddrPortFrom(addrOf(id.LocalAddress), id.LocalPort)
+	c.Remote = netip.AddrPortFrom(addrOf(id.RemoteAddress), id.RemotePort)
+	c.State = stateOf(e.original().EndpointState())
+	c.Orphan = e.closed
+	c.ReadShutdown = e.shutdownFlags&tcpip.ShutdownRead != 0
+	c.Timestamps = inner.SendTSOk
+	c.TSVal = uint32(f.at.Milliseconds()) + inner.TSOffset.milliseconds
+	c.TSPhase = f.at % time.Millisecond
+	c.TSRecent = inner.RecentTS
+	c.TSRecentAge = f.age(e.recentTSTime)
+	c.SACKPermitted = inner.SACKPermitted
+	c.KeepAliveTimer = f.timers[keepaliveTimer].snapshot()
+	c.FinWait2Timer = f.finWait2.snapshot()
+	c.TimeWaitTimer = f.timeWait.snapshot()
 	f.captureOptions(&c.Options)
-	if err := f.captureSend(&c.Send, &c.Pieces, queue); err != nil {
+	if err := f.captureSend(&c.Send, &c.Pieces, c.Send.Queue); err != nil {
 		return fmt.Errorf("%s to %s: %w", c.Local, c.Remote, err)
 	}
 	f.captureReceive(&c.Receive, &c.Pieces)

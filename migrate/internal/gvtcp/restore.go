@@ -162,7 +162,7 @@ func setOptions(o *snapshot.Options, so *tcpip.SocketOptions) {
 	if o.Mark != 0 {
 		so.SetMark(o.Mark)
 	}
-	if o.LowWater != 0 {
+	if o.LowWater != 0 && o.LowWater != int(so.GetRcvlowat()) {
 		so.SetRcvlowat(int32(o.LowWater))
 	}
 	if o.ReuseAddr {
@@ -362,10 +362,20 @@ func (r *Restored) buildQueue(base time.Duration, id stack.TransportEndpointID) 
 	mark := r.conn.Options.Mark
 	// Without a FIN left to acknowledge, it was sent long ago.
 	s.finSent = r.conn.FinQueued() && len(in.Queue) == 0
+	var small row
 	for i := range in.Queue {
 		q := &in.Queue[i]
-		g := newOutgoingSegment(id, noClock{}, payload(q.Data), mark)
+		if small.empty() {
+			small.fill(in.Queue[i:])
+		}
 		n := snapshot.Len(q.Data)
+		var data buffer.Buffer
+		if small.empty() {
+			data = payload(q.Data)
+		} else {
+			data = small.take(n)
+		}
+		g := newOutgoingSegment(id, noClock{}, data, mark)
 		if q.Sent {
 			g.sequenceNumber = seq
 			g.flags = header.TCPFlagAck
@@ -498,6 +508,52 @@ func payload(pieces [][]byte) buffer.Buffer {
 		b.Append(buffer.NewViewWithData(p))
 	}
 	return b
+}
+
+// inRow is the size up to which segments share memory. One of the usual MTU has
+// 1400 octets, and there are dozens.
+const inRow = 4 << 10
+
+// row is the octets of small segments, one behind the other in one of netstack's
+// chunks, which saves getting, zeroing and returning a chunk for each. The chunk
+// stays until the last of them is acknowledged.
+type row struct{ rest *buffer.View }
+
+func (w *row) empty() bool { return w.rest == nil }
+
+// fill copies the octets of as many segments from the first on as fit, if that
+// is more than one.
+func (w *row) fill(queue []snapshot.Segment) {
+	size, n := 0, 0
+	for ; n < len(queue); n++ {
+		octets := snapshot.Len(queue[n].Data)
+		if octets == 0 || octets > inRow || size+octets > buffer.MaxChunkSize {
+			break
+		}
+		size += octets
+	}
+	if n < 2 {
+		return
+	}
+	w.rest = buffer.NewView(size)
+	for i := range queue[:n] {
+		for _, p := range queue[i].Data {
+			w.rest.Write(p)
+		}
+	}
+}
+
+// take returns the next n octets, those of a segment.
+func (w *row) take(n int) buffer.Buffer {
+	v := w.rest
+	if n == v.Size() {
+		w.rest = nil
+	} else {
+		v = v.Clone()
+		v.CapLength(n)
+		w.rest.TrimFront(n)
+	}
+	return buffer.MakeWithView(v)
 }
 
 // Activate makes the endpoint live. It must have been the only one of its kind

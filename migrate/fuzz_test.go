@@ -288,7 +288,7 @@ func fuzzSeeds(tb testing.TB) []fuzzSeed {
 		set  tcpip.SettableTransportProtocolOption
 	}{
 		{"no SACK", new(tcpip.TCPSACKEnabled)},
-		{"no RACK", new(tcpip.TCPRecovery)},
+		{"RACK", recovery(tcpip.TCPRACKLossDetection)},
 	} {
 		w := newSeedWorld(tb, options{})
 		w.set(c.set)
@@ -978,3 +978,5 @@ func fuzzSeedNamed(t testing.TB, name string) []byte {
 	t.Fatalf("no seed %q", name)
 	return nil
 }
+
+func recovery(r tcpip.TCPRecovery) *tcpip.TCPRecovery { return &r }

@@ -39,7 +39,7 @@ func TestStory(t *testing.T) {
 				{name: "smaller MTU at one node", tell: plain, opts: options{mtu: [2]int{1500, 1300}}},
 				{name: "another congestion control at one node", tell: plain, opts: options{cc: [2]string{"reno", "cubic"}}},
 				{name: "no SACK", tell: withoutSACK},
-				{name: "no RACK", tell: withoutRACK},
+				{name: "RACK", tell: withRACK},
 			} {
 				t.Run(story.name, func(t *testing.T) {
 					o := story.opts
@@ -75,9 +75,9 @@ func withoutSACK(t *testing.T, w *world) {
 	w.bulk(*flagMiB<<20/8, 8<<10, false)
 }
 
-func withoutRACK(t *testing.T, w *world) {
-	off := tcpip.TCPRecovery(0)
-	w.set(&off)
+func withRACK(t *testing.T, w *world) {
+	on := tcpip.TCPRACKLossDetection
+	w.set(&on)
 	w.clientP.SetImpair(lab.Impair{Loss: 0.01}, lab.Impair{Loss: 0.01})
 	w.bulk(*flagMiB<<20/4, 8<<10, false)
 }

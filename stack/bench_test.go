@@ -51,9 +51,9 @@ func benchmarkLossy(b *testing.B, impair lab.Impair, rack bool, cc string) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			if !rack {
-				off := tcpip.TCPRecovery(0)
-				if err := s.Netstack().SetTransportProtocolOption(tcp.ProtocolNumber, &off); err != nil {
+			if rack {
+				on := tcpip.TCPRACKLossDetection
+				if err := s.Netstack().SetTransportProtocolOption(tcp.ProtocolNumber, &on); err != nil {
 					b.Fatal(err)
 				}
 			}

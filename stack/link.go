@@ -24,13 +24,18 @@ type link struct {
 	dev    tun.Device
 	clock  tcpip.Clock
 	filter filter
+	shim   *shim // nil: none
+	// superPacket is the size up to which the netstack builds packets that
+	// gso.go cuts up, 0: none.
+	superPacket int
 
 	mu         sync.Mutex
 	dispatcher gstack.NetworkDispatcher // set once, by CreateNIC
 	reading    chan struct{}            // closed when the reader has ended; nil: paused
 	stopped    bool
 
-	// scratch holds buffers of MTU octets to flatten outgoing packets into.
+	// scratch holds buffers to flatten outgoing packets into, behind
+	// shimHeadroom.
 	scratch sync.Pool
 }
 
@@ -40,7 +45,7 @@ func newLink(dev tun.Device, clock tcpip.Clock, holdLimit int) *link {
 		tuples:  make(map[Tuple]*Hold),
 		clients: make(map[netip.Addr]*Hold),
 	}}
-	l.scratch.New = func() any { b := make([]byte, 0, dev.MTU()); return &b }
+	l.scratch.New = func() any { b := make([]byte, 0, shimHeadroom+dev.MTU()); return &b }
 	return l
 }
 
@@ -60,11 +65,26 @@ func (l *link) read(done chan<- struct{}) {
 		if err != nil {
 			return // closed, or paused by the deadline
 		}
-		l.receive(b[:n])
+		l.arrive(b[:n])
 	}
 }
 
-// receive takes a packet from the device.
+// arrive takes a packet from the device.
+func (l *link) arrive(p []byte) {
+	if l.shim != nil {
+		q, signal := l.shim.inbound(p)
+		if signal && l.shim.signalling != nil {
+			l.shim.signalling(p)
+		}
+		if q == nil {
+			return
+		}
+		p = q
+	}
+	l.receive(p)
+}
+
+// receive takes a packet from the shim.
 func (l *link) receive(p []byte) {
 	l.filter.deliver.Lock()
 	taken, forward := l.filter.inbound(p)
@@ -81,7 +101,7 @@ func (l *link) receive(p []byte) {
 
 // deliver hands a packet to the netstack, past the filter.
 func (l *link) deliver(p []byte) {
-	if len(p) == 0 {
+	if len(p) == 0 || l.deliverSmallMTU(p) {
 		return
 	}
 	var proto tcpip.NetworkProtocolNumber
@@ -100,19 +120,42 @@ func (l *link) deliver(p []byte) {
 
 // send writes a packet to the device, past the filter. A device that fails is
 // a link that loses packets: TCP copes or times out.
-func (l *link) send(p []byte) { l.dev.Write(p) }
+func (l *link) send(p []byte) {
+	if l.shim == nil {
+		l.dev.Write(p)
+		return
+	}
+	b := l.scratch.Get().(*[]byte)
+	*b = append((*b)[:shimHeadroom], p...)
+	l.sendScratch(*b)
+	l.scratch.Put(b)
+}
+
+// sendScratch is send for the packet at b[shimHeadroom:]. It uses b up.
+func (l *link) sendScratch(b []byte) {
+	p := b[shimHeadroom:]
+	if l.shim != nil {
+		if p = l.shim.outbound(b); p == nil {
+			return
+		}
+	}
+	l.dev.Write(p)
+}
 
 // WritePackets implements gstack.LinkWriter.
 func (l *link) WritePackets(pkts gstack.PacketBufferList) (int, tcpip.Error) {
 	b := l.scratch.Get().(*[]byte)
 	defer l.scratch.Put(b)
 	for _, pkt := range pkts.AsSlice() {
-		*b = (*b)[:0]
+		*b = (*b)[:shimHeadroom]
 		for _, s := range pkt.AsSlices() {
 			*b = append(*b, s...)
 		}
-		if !l.filter.outbound(*b) {
-			l.send(*b)
+		switch {
+		case pkt.GSOOptions.Type != gstack.GSONone:
+			l.sendSuper(*b, int(pkt.GSOOptions.MSS))
+		case !l.filter.outbound((*b)[shimHeadroom:]):
+			l.sendScratch(*b)
 		}
 	}
 	return pkts.Len(), nil
@@ -160,6 +203,9 @@ func (l *link) stop() error {
 		return nil
 	}
 	l.stopped = true
+	if l.shim != nil {
+		l.shim.stop()
+	}
 	err := l.dev.Close()
 	if l.reading != nil {
 		<-l.reading
@@ -173,7 +219,6 @@ func (l *link) stop() error {
 // The rest of gstack.LinkEndpoint. The link has no address and no header, and
 // checksums are computed and checked in the netstack.
 
-func (l *link) MTU() uint32                                   { return uint32(l.dev.MTU()) }
 func (l *link) SetMTU(uint32)                                 {}
 func (l *link) MaxHeaderLength() uint16                       { return 0 }
 func (l *link) LinkAddress() tcpip.LinkAddress                { return "" }
@@ -185,6 +230,14 @@ func (l *link) AddHeader(*gstack.PacketBuffer)                {}
 func (l *link) ParseHeader(*gstack.PacketBuffer) bool         { return true }
 func (l *link) Close()                                        {}
 func (l *link) SetOnCloseAction(func())                       {}
+
+// MTU leaves room for what the shim adds.
+func (l *link) MTU() uint32 {
+	if l.shim != nil {
+		return uint32(l.dev.MTU() - shimHeadroom)
+	}
+	return uint32(l.dev.MTU())
+}
 
 // Attach is called by CreateNIC, before the reader starts, and with nil when
 // the interface goes, after it has ended.

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -225,62 +224,32 @@ func (s *Stack) Dial(network, address string) (*Conn, error) {
 
 // DialContext is Dial that gives up when ctx ends.
 func (s *Stack) DialContext(ctx context.Context, network, address string) (*Conn, error) {
-	to, err := parseAddr(network, address)
-	if err == nil && (!to.Addr().IsValid() || to.Port() == 0) {
-		err = errors.New("want an address and a port")
+	d, err := s.dial(network, address)
+	if err != nil {
+		return nil, err
+	}
+	entry, done := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
+	d.c.wq.EventRegister(&entry)
+	defer d.c.wq.EventUnregister(&entry)
+	err = ctx.Err()
+	if err == nil {
+		err = d.connect()
+	}
+	if err == errAgain {
+		select {
+		case <-done:
+			err = netError(d.c.ep.LastError())
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = os.ErrDeadlineExceeded
 	}
 	if err != nil {
-		return nil, fmt.Errorf("stack: dial %s %s: %w", network, address, err)
+		return nil, d.fail(err)
 	}
-	fail := func(err error) (*Conn, error) {
-		return nil, &net.OpError{Op: "dial", Net: network, Addr: net.TCPAddrFromAddrPort(to), Err: err}
-	}
-	if s.Closed() {
-		return fail(ErrClosed)
-	}
-	if err := ctx.Err(); err != nil {
-		return fail(err)
-	}
-	c := &Conn{stack: s}
-	c.wq = &c.queue
-	ep, terr := s.ns.NewEndpoint(tcp.ProtocolNumber, protocolOf(to.Addr()), c.wq)
-	if terr != nil {
-		return fail(netError(terr))
-	}
-	c.ep = ep.(*tcp.Endpoint)
-	entry, ch := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
-	c.wq.EventRegister(&entry)
-	defer c.wq.EventUnregister(&entry)
-	terr = c.ep.Connect(tcpip.FullAddress{Addr: toAddress(to.Addr()), Port: to.Port()})
-	if _, started := terr.(*tcpip.ErrConnectStarted); started {
-		// From here on the client's connections include this one, so that
-		// whoever would move them knows of the handshake.
-		id := c.ep.Info()
-		c.tuple = TupleOf(transportID(id))
-		s.list(c)
-		select {
-		case <-ch:
-			terr = c.ep.LastError()
-		case <-ctx.Done():
-			c.ep.Close()
-			s.unlist(c)
-			err := ctx.Err()
-			if errors.Is(err, context.DeadlineExceeded) {
-				err = os.ErrDeadlineExceeded
-			}
-			return fail(err)
-		}
-	}
-	if terr != nil {
-		c.ep.Close()
-		s.unlist(c)
-		err := netError(terr)
-		if err == syscall.ECONNRESET { // a reset in SYN_SENT: RFC 9293 §3.10.7.3
-			err = syscall.ECONNREFUSED
-		}
-		return fail(err)
-	}
-	return c, nil
+	return d.c, nil
 }
 
 // covers tells whether the listener would accept a connection to local.

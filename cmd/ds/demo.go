@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/distributed-servers/ds/internal/demo"
+	"github.com/distributed-servers/ds/internal/tour"
 )
 
 const (
@@ -23,22 +24,32 @@ func demoCommand() *cobra.Command {
 	var asJSON bool
 	o := demo.Options{InsideArgs: []string{"demo", insideCommand}, NodeArgs: []string{"demo", nodeCommand}}
 	size := octets(demo.DefaultSize)
+	var mobile mobileDemo
 	c := &cobra.Command{
 		Use:   "demo",
-		Short: "Hand live HTTP transfers over between two servers, and verify every octet",
-		Long: `Hand live HTTP transfers over between two servers, and verify every octet.
+		Short: "Hand live connections over between servers, and verify every octet",
+		Long: `Hand live connections over between servers, and verify every octet. In two parts:
 
-A client downloads and uploads at the same time, while both connections move to
-and fro between two servers in the middle of the bodies. Where the system allows
-it, the servers are two processes on one TUN and the client is this machine's
-kernel, all in a network namespace that goes away at the end; elsewhere they are
-netstacks in memory. The table says which, and why.
+Mobile IPv6. A home agent, a contact node and two more nodes look like one server
+to two clients. One of them speaks Mobile IPv6 and is told with a Binding Update
+where its packets are to go; the other does not and is relayed by the contact
+node. Both are handed from node to node at the same time, in the middle of a
+download and an upload. Netstacks and protocol machines are the real ones, the
+network and its time are simulated, so that the same seed gives the same packets.
+
+Connections. A client downloads and uploads over HTTP, while both connections
+move to and fro between two servers in the middle of the bodies. Where the system
+allows it, the servers are two processes on one TUN and the client is this
+machine's kernel, all in a network namespace that goes away at the end; elsewhere
+they are netstacks in memory. The table says which, and why.
 
 The exit status is 1 if an octet is wrong, a connection was reset, or there were
 fewer handoffs than asked for.`,
 		Example: `  ds demo
   ds demo --size 1GiB --handoffs 200
-  ds demo --mode memory --ipv4 --json`,
+  ds demo --mode memory --ipv4 --json
+  ds demo --pcap demo.pcapng      # demo-client-1.pcapng, demo-node-1.pcapng, ... for Wireshark
+  ds demo --ladder docs/handoff   # docs/handoff.txt, docs/handoff.svg`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if o.Handoffs < 1 || size < 1 {
@@ -49,17 +60,31 @@ fewer handoffs than asked for.`,
 			o.Progress = func(x demo.Progress) {
 				p.show(fmt.Sprintf("%4.1f s  %s mode  %d of %d handoffs  %s of %s", x.Seconds, x.Mode, x.Handoffs, x.Of, octets(x.Bytes), octets(x.Total)))
 			}
-			res, err := demo.Run(c.Context(), o)
+			p.show("Mobile IPv6, simulated")
+			toured, err := mobile.run(c.Context())
 			p.clear()
 			if err != nil {
 				return err
 			}
+			if !asJSON {
+				if err := tourTable(c.OutOrStdout(), toured); err != nil {
+					return err
+				}
+			}
+			res, err := demo.Run(c.Context(), o)
+			p.clear()
+			if err != nil {
+				return errors.Join(err, toured.Err())
+			}
 			if asJSON {
-				err = writeJSON(c.OutOrStdout(), res)
+				err = writeJSON(c.OutOrStdout(), struct {
+					*demo.Result
+					Mobile *tour.Result `json:"mobile_ipv6"`
+				}{res, toured})
 			} else {
 				err = demoTable(c.OutOrStdout(), res)
 			}
-			return errors.Join(err, res.Err())
+			return errors.Join(err, res.Err(), toured.Err())
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
@@ -67,6 +92,7 @@ fewer handoffs than asked for.`,
 	c.Flags().IntVar(&o.Handoffs, "handoffs", demo.DefaultHandoffs, "how often everything moves")
 	c.Flags().BoolVar(&o.IPv4, "ipv4", false, "use IPv4 instead of IPv6")
 	c.Flags().StringVar(&o.Mode, "mode", demo.Auto, "process, memory, or auto: what the machine allows")
+	mobile.flags(c)
 	c.AddCommand(&cobra.Command{
 		Use:    insideCommand,
 		Short:  "Run the demo in this network namespace (started by demo)",
@@ -91,7 +117,7 @@ func demoTable(w io.Writer, r *demo.Result) error {
 		verdict = "WRONG"
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "mode\t%s: %s\n", r.Mode, r.Why)
+	fmt.Fprintf(t, "CONNECTIONS\t%s: %s\n", r.Mode, r.Why)
 	fmt.Fprintf(t, "handoffs\t%d of %d, over IPv%d\n", r.Handoffs, r.Asked, r.IP)
 	fmt.Fprintf(t, "gap\t%.2f ms p50\t%.2f ms p99\tthe client's longest silence around a handoff\n", r.Gap.P50, r.Gap.P99)
 	fmt.Fprintf(t, "otherwise\t%.2f ms p50\t%.2f ms p99\tthe same half-way between two handoffs\n", r.Otherwise.P50, r.Otherwise.P99)

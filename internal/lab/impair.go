@@ -20,7 +20,17 @@ type Impair struct {
 
 	Delay  time.Duration // time on the link
 	Jitter time.Duration // more of it: uniform from 0 up to this; it keeps the order
+
+	// Bandwidth is how many octets a second the link takes; 0 means any
+	// number. Packets wait for it in a queue of Queue octets, 0 meaning
+	// DefaultLinkQueue; one that finds no room is dropped.
+	Bandwidth int
+	Queue     int
 }
+
+// DefaultLinkQueue is the default of Impair.Queue: 64 KiB, some forty full
+// packets.
+const DefaultLinkQueue = 64 << 10
 
 // A packet that is held back goes when as many have overtaken it as was drawn,
 // at most maxOvertake, or when maxHold has passed: the last packet of a
@@ -44,7 +54,14 @@ type direction struct {
 	mu   sync.Mutex
 	rand *rand.Rand
 	held []*held
+	free tcpip.MonotonicTime // when the line has taken all that was sent
 	last tcpip.MonotonicTime // when the latest packet leaves the link
+}
+
+// leaving is a packet that leaves the link at once, or found its queue full.
+type leaving struct {
+	packet
+	overflow bool
 }
 
 type held struct {
@@ -66,6 +83,10 @@ func (d *direction) set(i Impair) {
 }
 
 func (d *direction) send(p packet) {
+	if d.port.down.Load() {
+		d.note(Down, p)
+		return
+	}
 	impair := d.impair.Load()
 	if impair == nil && d.holding.Load() == 0 && d.queued.Load() == 0 {
 		d.next(p)
@@ -88,7 +109,7 @@ func (d *direction) sendImpaired(p packet, impair *Impair) {
 	}
 	now := d.net.clock.NowMonotonic()
 
-	var direct [2 + maxOvertake]packet // appended to, seldom more
+	var direct [2 + maxOvertake]leaving // appended to, seldom more
 	out := direct[:0]
 	d.mu.Lock()
 	if fate.overtake == 0 {
@@ -104,8 +125,21 @@ func (d *direction) sendImpaired(p packet, impair *Impair) {
 		d.net.queue.add(now.Add(maxHold), func() { d.release(h) })
 	}
 	d.mu.Unlock()
+	d.leave(out)
+}
+
+// leave carries on what leaves the link, without the lock: taps may use the
+// network.
+func (d *direction) leave(out []leaving) {
 	for _, p := range out {
-		d.next(p)
+		switch {
+		case p.overflow:
+			d.note(Overflowed, p.packet)
+		case d.port.down.Load():
+			d.note(Down, p.packet)
+		default:
+			d.next(p.packet)
+		}
 	}
 }
 
@@ -135,7 +169,7 @@ func (d *direction) decide(i *Impair) (f fate) {
 
 func (d *direction) note(v Verdict, p packet) {
 	to := d.port
-	if d == &to.up {
+	if d == &to.upward {
 		to = nil
 	}
 	d.net.note(v, p, to)
@@ -143,7 +177,7 @@ func (d *direction) note(v Verdict, p packet) {
 
 // passLocked puts p on the link, and behind it what it was the last to
 // overtake. It appends to out what leaves the link at once.
-func (d *direction) passLocked(out []packet, p packet, now tcpip.MonotonicTime, jitter time.Duration) []packet {
+func (d *direction) passLocked(out []leaving, p packet, now tcpip.MonotonicTime, jitter time.Duration) []leaving {
 	out = d.delayLocked(out, p, now, jitter)
 	kept := d.held[:0]
 	for _, h := range d.held {
@@ -159,9 +193,15 @@ func (d *direction) passLocked(out []packet, p packet, now tcpip.MonotonicTime, 
 	return out
 }
 
-func (d *direction) delayLocked(out []packet, p packet, now tcpip.MonotonicTime, jitter time.Duration) []packet {
+func (d *direction) delayLocked(out []leaving, p packet, now tcpip.MonotonicTime, jitter time.Duration) []leaving {
 	at := now
 	if i := d.impair.Load(); i != nil {
+		if i.Bandwidth > 0 {
+			var ok bool
+			if at, ok = d.serialiseLocked(i, len(p.b), now); !ok {
+				return append(out, leaving{p, true})
+			}
+		}
 		at = at.Add(i.Delay + jitter)
 	}
 	if at.Before(d.last) {
@@ -169,14 +209,32 @@ func (d *direction) delayLocked(out []packet, p packet, now tcpip.MonotonicTime,
 	}
 	d.last = at
 	if !at.After(now) && d.queued.Load() == 0 {
-		return append(out, p)
+		return append(out, leaving{p, false})
 	}
 	d.queued.Add(1)
 	d.net.queue.add(at, func() {
-		d.next(p)
+		d.leave([]leaving{{p, false}})
 		d.queued.Add(-1)
 	})
 	return out
+}
+
+// serialiseLocked queues size octets for the line and says when it has taken
+// the last of them. An idle line takes a packet of any size.
+func (d *direction) serialiseLocked(i *Impair, size int, now tcpip.MonotonicTime) (done tcpip.MonotonicTime, ok bool) {
+	limit := i.Queue
+	if limit == 0 {
+		limit = DefaultLinkQueue
+	}
+	if d.free.Before(now) {
+		d.free = now
+	}
+	waiting := d.free.Sub(now).Seconds() * float64(i.Bandwidth)
+	if waiting > 0 && waiting+float64(size) > float64(limit) {
+		return now, false
+	}
+	d.free = d.free.Add(time.Duration(float64(size) / float64(i.Bandwidth) * float64(time.Second)))
+	return d.free, true
 }
 
 // release ends the hold of h, unless enough packets have overtaken it.
@@ -191,9 +249,7 @@ func (d *direction) release(h *held) {
 	d.holding.Add(-1)
 	out := d.delayLocked(nil, h.packet, d.net.clock.NowMonotonic(), h.jitter)
 	d.mu.Unlock()
-	for _, p := range out {
-		d.next(p)
-	}
+	d.leave(out)
 }
 
 // delayQueue runs functions when they are due, one after the other, in the

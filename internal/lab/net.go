@@ -12,19 +12,19 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 
-	"github.com/distributed-servers/ds/tun"
 	"github.com/distributed-servers/ds/tun/tuntest"
 )
-
-var _ tun.Device = (*Port)(nil)
 
 // Net is the network: a router and its ports. All methods may be called at
 // any time from any goroutine.
 type Net struct {
-	clock tcpip.Clock
-	start tcpip.MonotonicTime
-	seed  uint64
-	queue delayQueue
+	name   string // of the network in a Sim, for events
+	clock  tcpip.Clock
+	start  tcpip.MonotonicTime
+	seed   uint64
+	queue  delayQueue
+	router atomic.Pointer[Router] // nil: a switch, which leaves packets as they are
+	cuts   atomic.Pointer[[]*cut] // nil: none
 
 	routes atomic.Pointer[[]route] // longest prefix first, never changed in place
 	taps   atomic.Pointer[[]*tap]  // nil: none
@@ -68,6 +68,10 @@ func New(seed uint64, clock tcpip.Clock) *Net {
 func (n *Net) Attach(name string, mtu int) *Port {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	return n.attachLocked(name, mtu)
+}
+
+func (n *Net) attachLocked(name string, mtu int) *Port {
 	generation := uint64(0)
 	for _, p := range n.ports {
 		if p.Name() == name {
@@ -75,9 +79,9 @@ func (n *Net) Attach(name string, mtu int) *Port {
 		}
 	}
 	p := &Port{}
-	p.End = tuntest.NewEnd(name, mtu, func(b []byte) { p.up.send(packet{b, p}) })
-	p.up.init(n, p, n.route, n.stream(name, generation, "up"))
-	p.down.init(n, p, p.deliver, n.stream(name, generation, "down"))
+	p.End = tuntest.NewEnd(name, mtu, func(b []byte) { p.upward.send(packet{b, p}) })
+	p.upward.init(n, p, n.route, n.stream(name, generation, "up"))
+	p.downward.init(n, p, p.deliver, n.stream(name, generation, "down"))
 	n.ports = append(n.ports, p)
 	if n.closed {
 		p.Close()
@@ -129,16 +133,36 @@ func (n *Net) lookup(b []byte) *Port {
 }
 
 func (n *Net) route(p packet) {
+	router := n.router.Load()
+	if router != nil && p.from != nil {
+		forwarded, alive := decrement(p.b)
+		if !alive {
+			n.note(Expired, p, nil)
+			n.answer(timeExceeded(p.b, router))
+			return
+		}
+		p.b = forwarded
+	}
 	switch to := n.lookup(p.b); {
 	case to == nil:
 		n.note(NoRoute, p, nil)
+		if router != nil {
+			n.answer(noRoute(p.b, router))
+		}
+	case n.isCut(p.from, to):
+		n.note(Cut, p, to)
 	case len(p.b) > to.MTU():
 		n.note(TooBig, p, to)
-		if answer := tooBig(p.b, to.MTU()); answer != nil {
-			n.route(packet{b: answer})
-		}
+		n.answer(tooBig(p.b, to.MTU(), router))
 	default:
-		to.down.send(p)
+		to.downward.send(p)
+	}
+}
+
+// answer sends the router's ICMP message, unless it is nil.
+func (n *Net) answer(b []byte) {
+	if b != nil {
+		n.route(packet{b: b})
 	}
 }
 
@@ -164,6 +188,12 @@ const (
 	Reordered                 // held back by an impairment; it travels on later
 	NoRoute                   // no route to the destination, or not an IP packet
 	TooBig                    // larger than the MTU of the destination's link
+	Overflowed                // found the queue of a link with little bandwidth full
+	Cut                       // by a partition
+	Down                      // on a link that is down
+	Expired                   // no hop was left: RFC 8200 section 3
+	Vanished                  // reached a host that has crashed, in a Sim
+	Sent                      // a host sent it, in the trace of a Sim alone
 
 	verdicts = iota
 )
@@ -172,13 +202,17 @@ func (v Verdict) String() string {
 	if v < 0 || v >= verdicts {
 		return "unknown"
 	}
-	return [...]string{"delivered", "lost", "duplicated", "reordered", "no route", "too big"}[v]
+	return [...]string{
+		"delivered", "lost", "duplicated", "reordered", "no route", "too big",
+		"queue full", "cut", "link down", "hop limit", "vanished", "sent",
+	}[v]
 }
 
 // Event is one thing that happened to a packet. A packet that is duplicated,
 // or reordered, on its way has several.
 type Event struct {
 	At       time.Duration // since New, on the network's clock
+	Net      string        // the network, in a Sim
 	From, To string        // ports; "" for none: injected, sent by the router, without route
 	Packet   []byte        // the whole IP packet; it may be kept but not changed
 	Verdict  Verdict
@@ -219,7 +253,7 @@ func (n *Net) note(v Verdict, p packet, to *Port) {
 	if taps == nil {
 		return
 	}
-	e := Event{At: n.clock.NowMonotonic().Sub(n.start), Packet: p.b, Verdict: v}
+	e := Event{At: n.clock.NowMonotonic().Sub(n.start), Net: n.name, Packet: p.b, Verdict: v}
 	if p.from != nil {
 		e.From = p.from.Name()
 	}
@@ -237,6 +271,7 @@ func (n *Net) note(v Verdict, p packet, to *Port) {
 // Stats counts packets by verdict since [New].
 type Stats struct {
 	Delivered, Lost, Duplicated, Reordered, NoRoute, TooBig uint64
+	Overflowed, Cut, Down, Expired, Vanished                uint64
 
 	// Dropped are those Delivered that found the port's queue full or the
 	// port closed.
@@ -252,6 +287,11 @@ func (n *Net) Stats() Stats {
 		Reordered:  n.counts[Reordered].Load(),
 		NoRoute:    n.counts[NoRoute].Load(),
 		TooBig:     n.counts[TooBig].Load(),
+		Overflowed: n.counts[Overflowed].Load(),
+		Cut:        n.counts[Cut].Load(),
+		Down:       n.counts[Down].Load(),
+		Expired:    n.counts[Expired].Load(),
+		Vanished:   n.counts[Vanished].Load(),
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -259,24 +299,4 @@ func (n *Net) Stats() Stats {
 		s.Dropped += p.Drops()
 	}
 	return s
-}
-
-// Port is one link to the router, as its holder sees it: a [tun.Device]. A
-// closed port keeps its routes and swallows what they bring, as a node that
-// crashed does.
-type Port struct {
-	*tuntest.End
-	up, down direction
-}
-
-func (p *Port) deliver(x packet) {
-	p.up.net.note(Delivered, x, p)
-	p.Deliver(x.b)
-}
-
-// SetImpair replaces the impairments of what the holder writes (up) and of
-// what it reads (down). Packets held back or delayed stay so.
-func (p *Port) SetImpair(up, down Impair) {
-	p.up.set(up)
-	p.down.set(down)
 }

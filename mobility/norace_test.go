@@ -1,0 +1,5 @@
+//go:build !race
+
+package mobility_test
+
+const raceDetector = false

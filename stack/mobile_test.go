@@ -1,0 +1,595 @@
+package stack_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+
+	"github.com/distributed-servers/ds/migrate"
+	"github.com/distributed-servers/ds/stack"
+)
+
+var (
+	homeAgent = netip.MustParseAddr("fd00:2::ffff")
+	careOf    = [2]netip.Addr{netip.MustParseAddr("fd00:a::1"), netip.MustParseAddr("fd00:b::1")}
+)
+
+// internet is what lies between a client and the nodes of a distributed server
+// whose home address is server6. It plays the home agent, the router between,
+// and the client's part as a correspondent, by hand: from RFC 6275 and RFC 2473,
+// not from the code under test.
+//
+//	client ── correspondent ──┬── home agent ══ tunnel ══╗
+//	                          └── router ── node a, node b
+type internet struct {
+	t       testing.TB
+	client  node
+	clientD *device
+	nodes   [2]node
+	devs    [2]*device
+
+	mu      sync.Mutex
+	contact int        // to whose care-of address the home agent tunnels
+	binding netip.Addr // the care-of address in the client's binding cache
+	mtu     int        // of the path
+	tooBig  int        // packets that did not fit
+	refused int        // with a Home Address option that fits no binding
+	largest int        // packet from a node
+	seen    [2]traffic
+}
+
+// traffic counts what a node has sent.
+type traffic struct{ optimised, tunnelled, forwarded int }
+
+// mobileWorld starts the client and two nodes; the client has no binding yet.
+func mobileWorld(t testing.TB, clientMTU int, change func(*stack.Mobile)) *internet {
+	t.Helper()
+	w := &internet{t: t, mtu: 1500, clientD: newDevice("client", clientMTU)}
+	w.clientD.Out = w.fromClient
+	start := func(cfg stack.Config, d *device) node {
+		cfg.Device = d
+		s, err := stack.New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		return node{s, d}
+	}
+	for i := range w.nodes {
+		w.devs[i] = newDevice([]string{"a", "b"}[i], 1500)
+		w.devs[i].Out = func(p []byte) { w.fromNode(i, p) }
+	}
+	w.client = start(stack.Config{Addrs: []netip.Addr{client6}}, w.clientD)
+	for i := range w.nodes {
+		m := &stack.Mobile{Home: server6, CareOf: careOf[i], Via: homeAgent, Peers: []netip.Addr{careOf[1-i]}}
+		if change != nil {
+			change(m)
+		}
+		w.nodes[i] = start(stack.Config{Addrs: []netip.Addr{server6}, Mobile: m}, w.devs[i])
+	}
+	return w
+}
+
+func addrsOf(p []byte) (src, dst netip.Addr) {
+	return netip.AddrFrom16([16]byte(p[8:24])), netip.AddrFrom16([16]byte(p[24:40]))
+}
+
+// packet6 is an IPv6 packet.
+func packet6(src, dst netip.Addr, next byte, payload ...[]byte) []byte {
+	p := make([]byte, 40)
+	p[0], p[6], p[7] = 0x60, next, 60
+	copy(p[8:], src.AsSlice())
+	copy(p[24:], dst.AsSlice())
+	p = append(p, bytes.Join(payload, nil)...)
+	binary.BigEndian.PutUint16(p[4:], uint16(len(p)-40))
+	return p
+}
+
+// routing2 gives a packet to the home address a type 2 routing header, as a
+// correspondent does (RFC 6275 §9.3.2).
+func routing2(p []byte, careOf netip.Addr) []byte {
+	src, home := addrsOf(p)
+	q := packet6(src, careOf, 43, []byte{p[6], 2, 2, 1, 0, 0, 0, 0}, home.AsSlice(), p[40:])
+	copy(q, p[:4])
+	return q
+}
+
+func (w *internet) bind(careOf netip.Addr) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.binding = careOf
+}
+
+// fits tells whether p fits the path; if not its source is told so.
+func (w *internet) fits(p []byte) bool {
+	w.mu.Lock()
+	mtu := w.mtu
+	if len(p) > mtu {
+		w.tooBig++
+	}
+	w.mu.Unlock()
+	if len(p) <= mtu {
+		return true
+	}
+	src, _ := addrsOf(p)
+	router := netip.MustParseAddr("fd00:ff::1")
+	m := make([]byte, 8, 1240)
+	m[0] = byte(header.ICMPv6PacketTooBig)
+	binary.BigEndian.PutUint32(m[4:], uint32(mtu))
+	m = append(m, p[:min(len(p), 1232)]...)
+	h := header.ICMPv6(m)
+	h.SetChecksum(header.ICMPv6Checksum(header.ICMPv6ChecksumParams{Header: h, Src: tcpip.AddrFrom16(router.As16()), Dst: tcpip.AddrFrom16(src.As16())}))
+	w.deliver(packet6(router, src, 58, m))
+	return false
+}
+
+// deliver routes a packet by its destination.
+func (w *internet) deliver(p []byte) {
+	switch _, dst := addrsOf(p); dst {
+	case client6:
+		w.clientD.arrive(p)
+	case careOf[0]:
+		w.devs[0].arrive(p)
+	case careOf[1]:
+		w.devs[1].arrive(p)
+	default:
+		w.t.Errorf("no route to %s", dst)
+	}
+}
+
+func (w *internet) fromClient(p []byte) {
+	w.mu.Lock()
+	binding, contact := w.binding, careOf[w.contact]
+	w.mu.Unlock()
+	if binding.IsValid() {
+		w.deliver(routing2(p, binding))
+		return
+	}
+	w.deliver(packet6(homeAgent, contact, 41, p))
+}
+
+func (w *internet) fromNode(i int, p []byte) {
+	w.mu.Lock()
+	w.largest = max(w.largest, len(p))
+	binding := w.binding
+	w.mu.Unlock()
+	if !w.fits(p) {
+		return
+	}
+	src, dst := addrsOf(p)
+	if src != careOf[i] {
+		w.t.Errorf("node %d sent from %s", i, src)
+		return
+	}
+	switch {
+	case dst == homeAgent && p[6] == 41:
+		w.mu.Lock()
+		w.seen[i].tunnelled++
+		w.mu.Unlock()
+		if src, dst := addrsOf(p[40:]); src != server6 || dst != client6 {
+			w.t.Errorf("a tunnel with a packet from %s to %s", src, dst)
+		}
+		w.clientD.arrive(p[40:])
+	case dst == careOf[1-i] && p[6] == 41:
+		w.mu.Lock()
+		w.seen[i].forwarded++
+		w.mu.Unlock()
+		w.devs[1-i].arrive(p)
+	case dst == client6 && p[6] == 60:
+		// RFC 6275 §6.3, §9.3.1.
+		if !bytes.Equal(p[41:48], []byte{2, 1, 2, 0, 0, 201, 16}) || netip.AddrFrom16([16]byte(p[48:64])) != server6 {
+			w.t.Errorf("no Home Address option: %x", p[40:64])
+			return
+		}
+		w.mu.Lock()
+		w.seen[i].optimised++
+		ok := binding == src
+		if !ok {
+			w.refused++
+		}
+		w.mu.Unlock()
+		if ok {
+			q := packet6(server6, client6, p[40], p[64:])
+			w.clientD.arrive(q)
+		}
+	default:
+		w.t.Errorf("node %d sent a packet to %s with next header %d", i, dst, p[6])
+	}
+}
+
+func (w *internet) counts() (s [2]traffic, tooBig, refused, largest int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.seen, w.tooBig, w.refused, w.largest
+}
+
+// mssOf finds the MSS in what a device sent.
+func mssOf(t testing.TB, packets [][]byte) uint16 {
+	t.Helper()
+	for _, p := range packets {
+		if p[6] == 41 {
+			p = p[40:]
+		}
+		if s := segmentOf(p); s != nil && s.Flags().Contains(header.TCPFlagSyn) {
+			return header.ParseSynOptions(s.Options(), s.Flags().Contains(header.TCPFlagAck)).MSS
+		}
+	}
+	t.Fatal("no SYN")
+	return 0
+}
+
+// full tells whether the largest of many packets makes use of an MTU. Netstack
+// leaves room for SACK blocks, also when it sends none.
+func full(largest, mtu int) bool { return mtu-28 <= largest && largest <= mtu }
+
+// transfer sends n octets each way at once.
+func transfer(t testing.TB, c, s *stack.Conn, offset, n int) {
+	t.Helper()
+	errs := make(chan error, 4)
+	for _, f := range []func() error{
+		func() error { _, err := send(c, offset, n); return err },
+		func() error { _, err := send(s, offset+1, n); return err },
+		func() error { return receive(s, offset, n) },
+		func() error { return receive(c, offset+1, n) },
+	} {
+		go func() { errs <- f() }()
+	}
+	for range 4 {
+		if err := result(t, "transfer", errs); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestMobile: a client is served through the home agent, then directly, then
+// through the home agent again, and its connection notices nothing.
+func TestMobile(t *testing.T) {
+	w := mobileWorld(t, 1500, nil)
+	if w.nodes[0].MTU() != 1460 {
+		t.Errorf("MTU %d: want what a tunnel leaves", w.nodes[0].MTU())
+	}
+	c, s := connect(t, w.client.Stack, w.nodes[0].Stack, server6)
+	if mss := mssOf(t, w.clientD.sent(0)); mss != 1440 {
+		t.Errorf("the client announced an MSS of %d", mss)
+	}
+	if mss := mssOf(t, w.devs[0].sent(0)); mss != 1400 {
+		t.Errorf("the node announced an MSS of %d: want 1400", mss)
+	}
+	pingPong(t, c, s)
+	transfer(t, c, s, 0, 1<<20)
+	seen, _, _, largest := w.counts()
+	if seen[0].optimised != 0 || seen[0].tunnelled == 0 || !full(largest, 1500) {
+		t.Errorf("unbound: %+v, largest %d", seen, largest)
+	}
+
+	w.bind(careOf[0])
+	w.nodes[0].Bind(client6)
+	if !w.nodes[0].Bound(client6) || w.nodes[0].Bound(server6) || w.nodes[0].Bound(server4) {
+		t.Error("Bound is wrong")
+	}
+	transfer(t, c, s, 5, 1<<20)
+	bound, _, refused, largest := w.counts()
+	if bound[0].optimised == 0 || bound[0].tunnelled != seen[0].tunnelled || refused != 0 || largest > 1500 {
+		t.Errorf("bound: %+v, %d refused, largest %d", bound, refused, largest)
+	}
+
+	w.bind(netip.Addr{})
+	w.nodes[0].Unbind(client6)
+	transfer(t, c, s, 9, 1<<20)
+	seen, tooBig, _, largest := w.counts()
+	if seen[0].optimised != bound[0].optimised || tooBig != 0 || largest > 1500 {
+		t.Errorf("unbound again: %+v, %d too big, largest %d", seen, tooBig, largest)
+	}
+	if stats := w.nodes[0].ShimStats(); stats != (stack.ShimStats{}) {
+		t.Errorf("dropped %+v", stats)
+	}
+}
+
+// TestMobileRefuse: a client that uses a binding which is not ours is not
+// served by it.
+func TestMobileRefuse(t *testing.T) {
+	w := mobileWorld(t, 1500, nil)
+	w.bind(careOf[0])
+	p := syn(netip.AddrPortFrom(client6, 1000), netip.AddrPortFrom(server6, 80))
+	w.fromClient(p)
+	w.devs[0].settle(t)
+	if in, out := w.nodes[0].Netstack().Stats().IP.PacketsReceived.Value(), w.devs[0].sent(0); in != 0 || len(out) != 0 {
+		t.Errorf("netstack got %d packets, sent %x", in, out)
+	}
+	if stats := w.nodes[0].ShimStats(); stats.Unbound != 1 {
+		t.Errorf("%+v", stats)
+	}
+	if err := w.nodes[0].SetPeers(nil); err != nil {
+		t.Fatal(err)
+	}
+	w.devs[0].arrive(packet6(careOf[1], careOf[0], 41, p))
+	w.devs[0].settle(t)
+	if stats := w.nodes[0].ShimStats(); stats.Stranger != 1 {
+		t.Errorf("%+v", stats)
+	}
+	if err := w.nodes[0].SetPeers([]netip.Addr{careOf[1]}); err != nil {
+		t.Fatal(err)
+	}
+	w.devs[0].arrive(packet6(careOf[1], careOf[0], 41, p))
+	w.devs[0].waitSent(t, "an answer", 0, func(p []byte) bool { return p[6] == 41 })
+}
+
+// TestMobileDial: the server's own connections have the same limits.
+func TestMobileDial(t *testing.T) {
+	w := mobileWorld(t, 1500, nil)
+	c, s := connect(t, w.nodes[0].Stack, w.client.Stack, client6)
+	if mss := mssOf(t, w.devs[0].sent(0)); mss != 1400 {
+		t.Errorf("MSS %d: want 1400", mss)
+	}
+	transfer(t, c, s, 0, 1<<20)
+	if _, tooBig, _, largest := w.counts(); tooBig != 0 || largest > 1500 {
+		t.Errorf("%d too big, largest %d", tooBig, largest)
+	}
+}
+
+// TestMobileSmallLink: a client on a link of 1280 octets gets no packet that is
+// too big for it, although it does not know of our Home Address option.
+func TestMobileSmallLink(t *testing.T) {
+	w := mobileWorld(t, 1280, nil)
+	w.mtu = 1280
+	w.bind(careOf[0])
+	w.nodes[0].Bind(client6)
+	c, s := connect(t, w.client.Stack, w.nodes[0].Stack, server6)
+	transfer(t, c, s, 0, 1<<20)
+	if _, tooBig, _, largest := w.counts(); tooBig != 0 || !full(largest, 1280) {
+		t.Errorf("%d too big, largest %d", tooBig, largest)
+	}
+}
+
+// TestMobilePathMTU: after a Packet Too Big message about a packet with our
+// headers things go on, with packets that fit.
+func TestMobilePathMTU(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		mtu   int
+		bound bool
+	}{
+		{"tunnel 1400", 1400, false}, {"tunnel 1280", 1280, false},
+		{"optimised 1400", 1400, true}, {"optimised 1280", 1280, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := mobileWorld(t, 1500, nil)
+			if c.bound {
+				w.bind(careOf[0])
+				w.nodes[0].Bind(client6)
+			}
+			// With RACK netstack sends two segments to a timeout once a whole
+			// window is lost, which takes long.
+			rack := tcpip.TCPRecovery(0)
+			if err := w.nodes[0].Netstack().SetTransportProtocolOption(tcp.ProtocolNumber, &rack); err != nil {
+				t.Fatal(err)
+			}
+			client, server := connect(t, w.client.Stack, w.nodes[0].Stack, server6)
+			transfer(t, client, server, 0, 1<<20)
+			w.mu.Lock()
+			w.mtu, w.largest = c.mtu, 0
+			w.mu.Unlock()
+			transfer(t, client, server, 0, 1<<20)
+			if _, tooBig, _, _ := w.counts(); tooBig == 0 {
+				t.Error("nothing was too big")
+			}
+			w.mu.Lock()
+			w.largest = 0
+			w.mu.Unlock()
+			transfer(t, client, server, 0, 1<<20)
+			if _, _, _, largest := w.counts(); !full(largest, c.mtu) {
+				t.Errorf("the largest packet has %d octets: want %d or little less", largest, c.mtu)
+			}
+		})
+	}
+}
+
+// TestSmallPathMTU: nobody can make a stack send segments of one octet by a
+// Packet Too Big message with less than IPv6's minimum (RFC 8201 §4).
+func TestSmallPathMTU(t *testing.T) {
+	client, server := newNodes(t, nil)
+	c, s := connect(t, client.Stack, server.Stack, server6)
+	mustSend(t, s, 0, 10_000)
+	mustReceive(t, c, 0, 10_000)
+	sent := server.dev.sent(0)
+	i := slices.IndexFunc(sent, hasData)
+	for _, mtu := range []int{0, 68, 1240, 1279} {
+		server.dev.arrive(tooBig(sent[i], mtu))
+	}
+	server.dev.settle(t)
+	_, from := server.dev.counts()
+	mustSend(t, s, 0, 10_000)
+	mustReceive(t, c, 0, 10_000)
+	if sent := server.dev.sent(from); len(sent) > 10 {
+		t.Errorf("%d packets for 10,000 octets", len(sent))
+	}
+}
+
+// TestMobileSignalling: signalling goes to whom it is for as it came, and what
+// they send goes out as it is.
+func TestMobileSignalling(t *testing.T) {
+	got := make(chan []byte, 10)
+	w := mobileWorld(t, 1500, func(m *stack.Mobile) {
+		m.Signalling = func(p []byte) { got <- slices.Clone(p) }
+	})
+	mobility := []byte{59, 1, 4, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8}
+	careOfTest := packet6(client6, careOf[0], 135, mobility)
+	homeTest := packet6(homeAgent, careOf[0], 41, packet6(client6, server6, 135, mobility))
+	for _, p := range [][]byte{careOfTest, homeTest} {
+		w.devs[0].arrive(slices.Clone(p))
+		if q := result(t, "signalling", got); !bytes.Equal(q, p) {
+			t.Errorf("%x: want %x", q, p)
+		}
+	}
+	w.devs[0].settle(t)
+	if sent := w.devs[0].sent(0); len(sent) != 0 {
+		t.Errorf("answered by %x", sent)
+	}
+	p := packet6(careOf[0], careOf[1], 41, packet6(client6, server6, 6, make([]byte, 20)))
+	w.nodes[0].Send(p)
+	if sent := w.devs[0].sent(0); len(sent) != 1 || !bytes.Equal(sent[0], p) {
+		t.Errorf("sent %x", sent)
+	}
+	// Nobody wants it at node b.
+	w.devs[1].arrive(packet6(client6, careOf[1], 135, mobility))
+	w.devs[1].settle(t)
+}
+
+// TestMobileHold: a hold keeps what the netstack would have got, and what it
+// sends when it ends goes the way that is right then.
+func TestMobileHold(t *testing.T) {
+	w := mobileWorld(t, 1500, nil)
+	c, s := connect(t, w.client.Stack, w.nodes[0].Stack, server6)
+	pingPong(t, c, s)
+	h, err := w.nodes[0].HoldClient(client6)
+	mustHold(t, h, err)
+	_, before := w.devs[0].counts()
+	mustSend(t, c, 0, 3000)
+	mustSend(t, s, 1, 3000)
+	w.devs[0].settle(t)
+	if sent := w.devs[0].sent(before); len(sent) != 0 {
+		t.Errorf("sent %d packets meanwhile", len(sent))
+	}
+	w.bind(careOf[0])
+	w.nodes[0].Bind(client6)
+	h.Release()
+	mustReceive(t, s, 0, 3000)
+	mustReceive(t, c, 1, 3000)
+	for _, p := range w.devs[0].sent(before) {
+		if p[6] != 60 {
+			t.Errorf("sent a packet without option after Bind: %x", p[:48])
+		}
+	}
+}
+
+// TestMobileMove: a connection moves between two nodes with care-of addresses
+// of their own, there and back, while octets flow both ways: with the client
+// bound, through the home agent, and with the client sending to the old node for
+// a while.
+func TestMobileMove(t *testing.T) {
+	for _, name := range []string{"relayed", "optimised"} {
+		t.Run(name, func(t *testing.T) {
+			optimised := name == "optimised"
+			w := mobileWorld(t, 1500, nil)
+			if optimised {
+				w.bind(careOf[0])
+				w.nodes[0].Bind(client6)
+			}
+			c, s := connect(t, w.client.Stack, w.nodes[0].Stack, server6)
+			transfer(t, c, s, 0, 100_000)
+
+			const moves, chunk = 20, 20_000
+			for i := range moves {
+				from, to := i%2, 1-i%2
+				donorNode, targetNode := w.nodes[from], w.nodes[to]
+				// In flight, or in buffers, when it moves.
+				up, down := make(chan error, 1), make(chan error, 1)
+				go func() { _, err := send(c, 0, chunk); up <- err }()
+				go func() { down <- receive(c, 1, 2*chunk) }()
+				mustSend(t, s, 1, chunk)
+
+				donor := migrate.NewDonor(s)
+				if err := donor.Freeze(); err != nil {
+					t.Fatal(err)
+				}
+				snap, err := donor.Export(nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				target, err := migrate.Import(targetNode.Stack, snap)
+				if err != nil {
+					t.Fatal(err)
+				}
+				late, err := donor.Discard(func(p []byte) {
+					if src, dst := addrsOf(p); src != client6 || dst != server6 {
+						t.Errorf("a straggler from %s to %s", src, dst)
+					}
+					donorNode.Tunnel(careOf[to], p)
+				}, time.Minute)
+				if err != nil {
+					t.Fatal(err)
+				}
+				conns, err := target.Activate(late...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				s = conns[0]
+				// Until the client's Binding Update, or the contact node's
+				// relaying, the donor gets what the client sends, and the target
+				// uses the home agent.
+				donorNode.Leave(client6, time.Minute)
+				if err := result(t, "the client", up); err != nil {
+					t.Fatal(err)
+				}
+				mustSend(t, c, chunk, chunk)
+				mustSend(t, s, chunk+1, chunk)
+				mustReceive(t, s, 0, 2*chunk)
+				w.mu.Lock()
+				if w.contact = to; optimised {
+					w.binding = careOf[to]
+				}
+				w.mu.Unlock()
+				if optimised {
+					targetNode.Bind(client6)
+				}
+				if err := result(t, "the client", down); err != nil {
+					t.Fatal(err)
+				}
+				pingPong(t, c, s)
+			}
+			seen, _, refused, largest := w.counts()
+			t.Logf("%+v, %d refused, largest %d", seen, refused, largest)
+			for i, n := range w.nodes {
+				if stats := n.ShimStats(); stats != (stack.ShimStats{}) {
+					t.Errorf("node %d dropped %+v", i, stats)
+				}
+				if seen[i].forwarded == 0 || optimised && seen[i].optimised == 0 || seen[i].tunnelled == 0 {
+					t.Errorf("node %d sent %+v", i, seen[i])
+				}
+			}
+			if resets := w.client.Netstack().Stats().TCP.EstablishedResets.Value(); resets != 0 {
+				t.Errorf("%d resets", resets)
+			}
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// TestMobileOtherAddresses: the shim is in the way of nothing else.
+func TestMobileOtherAddresses(t *testing.T) {
+	other := netip.MustParseAddr("fd00:2::2")
+	client, server := newNodes(t, func(_, s *stack.Config) {
+		s.Addrs = append(s.Addrs, other)
+		s.Mobile = &stack.Mobile{Home: server6, CareOf: careOf[0]}
+	})
+	for _, a := range []netip.Addr{other, server4, server6} { // no Via: as it is
+		c, s := connect(t, client.Stack, server.Stack, a)
+		transfer(t, c, s, 0, 100_000)
+	}
+	if err := server.SetVia(careOf[0]); err == nil {
+		t.Error("a tunnel to ourselves")
+	}
+	// Without Mobile the methods do nothing, or say so.
+	client.Bind(server6)
+	client.Leave(server6, time.Second)
+	client.Tunnel(server6, make([]byte, 40))
+	if client.Bound(server6) || client.ShimStats() != (stack.ShimStats{}) {
+		t.Error("a binding without Mobile")
+	}
+	if err := client.SetPeers(nil); err == nil {
+		t.Error("SetPeers without Mobile")
+	}
+}

@@ -1,0 +1,153 @@
+package stack
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+)
+
+// The calls of this file never wait: for programs that are driven by events,
+// such as simulations. Where the others would wait, they fail with
+// [syscall.EAGAIN]. Deadlines do not concern them.
+
+// TryRead is [Conn.Read] that does not wait.
+func (c *Conn) TryRead(b []byte) (n int, err error) {
+	c.readMu.Lock()
+	defer c.readMu.Unlock()
+	if len(b) == 0 {
+		return 0, nil
+	}
+	c.reader = b
+	err = c.try(gateSuspended, c.readOnce)
+	n = len(b) - len(c.reader)
+	c.reader = nil
+	if err != nil && err != io.EOF {
+		err = c.opError("read", err)
+	}
+	return n, err
+}
+
+// TryWrite is [Conn.Write] that does not wait: it may take less than all of b,
+// without an error.
+func (c *Conn) TryWrite(b []byte) (n int, err error) {
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	b = b[:min(len(b), maxWrite)]
+	c.writer.Reset(b)
+	err = c.try(gateSuspended|gateNoWrite, c.writeOnce)
+	n = len(b) - c.writer.Len()
+	c.writer.Reset(nil)
+	if err != nil {
+		err = c.opError("write", err)
+	}
+	return n, err
+}
+
+func (c *Conn) try(barred gateState, op func() tcpip.Error) error {
+	ok, err := c.gate.enter(barred)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return syscall.EAGAIN
+	}
+	defer c.gate.leave()
+	switch err := op(); err.(type) {
+	case *tcpip.ErrWouldBlock:
+		return syscall.EAGAIN
+	default:
+		return netError(err)
+	}
+}
+
+// TryAccept is [Listener.AcceptConn] that does not wait.
+func (l *Listener) TryAccept() (*Conn, error) {
+	c, err := l.tryAccept()
+	if err == errAgain {
+		err = syscall.EAGAIN
+	}
+	if err != nil {
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Addr: l.Addr(), Err: err}
+	}
+	return c, nil
+}
+
+// TryDial is [Stack.Dial] that does not wait for the handshake: until it is
+// over, TryRead and TryWrite fail with [syscall.EAGAIN].
+func (s *Stack) TryDial(network, address string) (*Conn, error) {
+	d, err := s.dial(network, address)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.connect(); err != nil && err != errAgain {
+		return nil, d.fail(err)
+	}
+	return d.c, nil
+}
+
+// dialing is a connection that is being set up.
+type dialing struct {
+	c       *Conn
+	network string
+	to      tcpip.FullAddress
+	toAddr  net.Addr
+}
+
+func (s *Stack) dial(network, address string) (*dialing, error) {
+	to, err := parseAddr(network, address)
+	if err == nil && (!to.Addr().IsValid() || to.Port() == 0) {
+		err = errors.New("want an address and a port")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stack: dial %s %s: %w", network, address, err)
+	}
+	d := &dialing{
+		c:       &Conn{stack: s},
+		network: network,
+		to:      tcpip.FullAddress{Addr: toAddress(to.Addr()), Port: to.Port()},
+		toAddr:  net.TCPAddrFromAddrPort(to),
+	}
+	d.c.wq = &d.c.queue
+	if s.Closed() {
+		return nil, d.opError(ErrClosed)
+	}
+	ep, terr := s.ns.NewEndpoint(tcp.ProtocolNumber, protocolOf(to.Addr()), d.c.wq)
+	if terr != nil {
+		return nil, d.opError(netError(terr))
+	}
+	d.c.ep = ep.(*tcp.Endpoint)
+	return d, nil
+}
+
+// connect begins the handshake, as a rule with errAgain.
+func (d *dialing) connect() error {
+	terr := d.c.ep.Connect(d.to)
+	if _, started := terr.(*tcpip.ErrConnectStarted); !started {
+		return netError(terr)
+	}
+	// From here on the client's connections include this one, so that
+	// whoever would move them knows of the handshake.
+	id := d.c.ep.Info()
+	d.c.tuple = TupleOf(transportID(id))
+	d.c.stack.list(d.c)
+	return errAgain
+}
+
+// fail gives the connection up.
+func (d *dialing) fail(err error) error {
+	d.c.ep.Close()
+	d.c.stack.unlist(d.c)
+	if err == syscall.ECONNRESET { // a reset in SYN_SENT: RFC 9293 §3.10.7.3
+		err = syscall.ECONNREFUSED
+	}
+	return d.opError(err)
+}
+
+func (d *dialing) opError(err error) error {
+	return &net.OpError{Op: "dial", Net: d.network, Addr: d.toAddr, Err: err}
+}

@@ -194,6 +194,9 @@ func (x *transfer) move(ctx context.Context, p *progress, moves *int) error {
 			dctx, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
 			err := d.Drain(dctx)
 			cancel()
+			if errors.Is(err, migrate.ErrEnded) {
+				return nil
+			}
 			if err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
 				return fmt.Errorf("drain: %w", err)
 			}

@@ -97,9 +97,9 @@ func (s *Send) check(state State, sack bool) error {
 	if state.finPending() && !fin && len(s.Queue) > 0 {
 		return fmt.Errorf("state %s with data but without FIN in the send queue", state)
 	}
-	// An empty queue is possible even in CLOSING and LAST_ACK: netstack has seen
-	// the acknowledgement of the FIN, but in a segment out of order, which does
-	// not change its state. The next one does.
+	if (state == Closing || state == LastAck) && len(s.Queue) == 0 {
+		return fmt.Errorf("state %s without the FIN that it waits for", state)
+	}
 	if !state.finPending() && state.finQueued() && len(s.Queue) > 0 {
 		return fmt.Errorf("state %s with a send queue", state)
 	}

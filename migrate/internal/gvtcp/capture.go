@@ -61,6 +61,12 @@ func (f *Frozen) Capture(c *snapshot.Conn) error {
 	if err := f.captureSend(&c.Send, &c.Pieces, c.Send.Queue); err != nil {
 		return fmt.Errorf("%s to %s: %w", c.Local, c.Remote, err)
 	}
+	// Netstack takes the acknowledgement of a FIN also from a segment out of
+	// order, but leaves these states only with one in order. By RFC 9293
+	// section 3.10.7.4 they are over.
+	if (c.State == snapshot.Closing || c.State == snapshot.LastAck) && len(c.Send.Queue) == 0 {
+		c.State, c.TimeWaitTimer = snapshot.TimeWait, snapshot.TimerOf(tcp.DefaultTCPTimeWaitTimeout)
+	}
 	f.captureReceive(&c.Receive, &c.Pieces)
 	e.segmentQueue.mu.mu.Lock()
 	for g := e.segmentQueue.list.head; g != nil; g = g.segmentEntry.next {

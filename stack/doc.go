@@ -19,6 +19,11 @@
 // packet to a function and never to the netstack. Without that, the listener
 // would answer a straggler with a reset.
 //
+// With [Config.Mobile] the shim stands between device and filter: it gives the
+// netstack packets to and from the home address of a mobile node (RFC 6275),
+// whatever way they take outside, and puts what the netstack sends on that way.
+// So holds keep packets that mean the same on every node. See [Mobile].
+//
 // A [Conn] stands between the application and its endpoint. Calls pass a gate;
 // Suspend closes the gate, so that calls wait (their deadlines still count)
 // while the endpoint is taken apart. Resume opens it again; Detach makes every

@@ -158,7 +158,9 @@ func FuzzMerge(f *testing.F) {
 			i := rnd.IntN(len(batch))
 			switch p := batch[i]; rnd.IntN(4) {
 			case 0:
-				p[rnd.IntN(len(p))] ^= 1 << rnd.IntN(8)
+				if len(p) > 0 {
+					p[rnd.IntN(len(p))] ^= 1 << rnd.IntN(8)
+				}
 			case 1:
 				j := rnd.IntN(len(batch))
 				batch[i], batch[j] = batch[j], batch[i]

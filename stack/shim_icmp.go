@@ -40,7 +40,7 @@ func (s *shim) classifyICMP(p []byte, at int) upper {
 		return upper{kind: broken} // RFC 8201 §4: discarded
 	}
 	u := s.quote(m[icmpSize:], true)
-	// RFC 6275 §11.3.1: the client does not know the Home Address option. TCP
+	// RFC 6275 §11.3.5: the client does not know the Home Address option. TCP
 	// can do nothing about it.
 	if pointer := int64(binary.BigEndian.Uint32(m[4:])); u.kind == quoting && u.cut == homeOptionSize &&
 		m[0] == uint8(header.ICMPv6ParamProblem) && pointer < int64(u.cutAt+u.cut) &&

@@ -1,0 +1,173 @@
+// Package config reads the configuration of dsco, one TOML file, and says what
+// is wrong with it: where, why, and what cures it.
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Config is the whole file. A file has at least one of the tables of the roles;
+// a daemon is started for one role and needs that role's table.
+type Config struct {
+	Node          *Node          `toml:"node"`
+	Servers       []Server       `toml:"server"`
+	HomeAgent     *HomeAgent     `toml:"home_agent"`
+	Correspondent *Correspondent `toml:"correspondent"`
+}
+
+// Node is this machine as a node of distributed servers. Name, Address,
+// Interface, CA, Cert and Key are required.
+type Node struct {
+	// Name of this node, a key of each server's Nodes.
+	Name string `toml:"name"`
+
+	// Address is the daemon's own, an address of this host: tunnels end there,
+	// and other daemons connect to it.
+	Address netip.Addr `toml:"address"`
+
+	// ControlPort is where daemons accept each other's connections. Default 7846.
+	ControlPort uint16 `toml:"control_port"`
+
+	// Interface is the one on the server network. Care-of addresses are
+	// announced there.
+	Interface string `toml:"interface"`
+
+	// CA, Cert and Key are PEM files. The certificate's name (DNS) is that of
+	// the node.
+	CA   string `toml:"ca"`
+	Cert string `toml:"cert"`
+	Key  string `toml:"key"`
+
+	// Socket of the API. Default /run/dsco/dsco.sock. Group may write to it.
+	// Default dsco if there is such a group, else only root may.
+	Socket string `toml:"socket"`
+	Group  string `toml:"group"`
+
+	// State is a directory for what must survive a restart. Default /var/lib/dsco.
+	State string `toml:"state"`
+
+	// Queue is the number of the Netfilter queue. Default 7846.
+	Queue uint16 `toml:"queue"`
+
+	// Peers are the other nodes' names and their Addresses.
+	Peers map[string]netip.Addr `toml:"peers"`
+}
+
+// Server is a distributed server. Address, HomeAgent, Contact and Nodes are
+// required.
+type Server struct {
+	// Address is the distributed server address, with the length of its home
+	// prefix.
+	Address netip.Prefix `toml:"address"`
+
+	// HomeAgent is the home agent's address.
+	HomeAgent netip.Addr `toml:"home_agent"`
+
+	// SPI and KeyFile (at least 16 octets, hexadecimal) are shared with the
+	// home agent.
+	SPI     uint32 `toml:"spi"`
+	KeyFile string `toml:"key_file"`
+
+	// Contact is the name of the node that is the contact at first.
+	Contact string `toml:"contact"`
+
+	// Nodes are the names of all nodes and their care-of addresses for this
+	// server. An address is routed to the application of the node.
+	Nodes map[string]netip.Addr `toml:"nodes"`
+
+	// Users and UserGroups are those that may attach, by name or number.
+	// Default: root.
+	Users      []string `toml:"users"`
+	UserGroups []string `toml:"user_groups"`
+
+	// MTU of the TUN. Default 1500. Queues of it. Default 1. Offload: whole
+	// super-packets, where the kernel gives them. Default true.
+	MTU     int   `toml:"mtu"`
+	Queues  int   `toml:"queues"`
+	Offload *bool `toml:"offload"`
+
+	// DirectReturn lets packets from the server's address go straight out, where
+	// the network lets them pass.
+	DirectReturn bool `toml:"direct_return"`
+
+	// Tunnel is "user" (default): dsco has the tunnel to the home agent; or
+	// "mip6d": TunnelInterface has it, and somebody else registers.
+	Tunnel          string `toml:"tunnel"`
+	TunnelInterface string `toml:"tunnel_interface"`
+
+	// IdleTimeout is how long a client without connections keeps its owner and
+	// its binding. Default 60s.
+	IdleTimeout Duration `toml:"idle_timeout"`
+}
+
+// HomeAgent is this machine as home agent. Address, Prefixes and Homes are
+// required.
+type HomeAgent struct {
+	// Address is the home agent's, an address of this host.
+	Address netip.Addr `toml:"address"`
+
+	// Prefixes of the home link.
+	Prefixes []netip.Prefix `toml:"prefixes"`
+
+	// Interface on the home link, on which home addresses are defended. Empty:
+	// the prefixes are routed to this host and there is no link.
+	Interface string `toml:"interface"`
+
+	// Homes are the home addresses that are served.
+	Homes []Home `toml:"homes"`
+
+	// Queue is the number of the Netfilter queue. Default 7847.
+	Queue uint16 `toml:"queue"`
+
+	// RefreshAdvice bounds how long it takes until contact nodes notice that
+	// this home agent has restarted. Default 12s.
+	RefreshAdvice Duration `toml:"refresh_advice"`
+
+	// TunnelMTU is the MTU of the path to the contact nodes. Default 1500.
+	TunnelMTU int `toml:"tunnel_mtu"`
+
+	// Socket of the API, as a node's. Default /run/dsco/home-agent.sock.
+	Socket string `toml:"socket"`
+	Group  string `toml:"group"`
+}
+
+// Home is a home address that a home agent serves.
+type Home struct {
+	Address netip.Addr `toml:"address"`
+	SPI     uint32     `toml:"spi"`
+	KeyFile string     `toml:"key_file"`
+}
+
+// Correspondent is this machine as a client that knows Mobile IPv6.
+type Correspondent struct {
+	// Addresses of this host that take part. Default: all global ones.
+	Addresses []netip.Addr `toml:"addresses"`
+
+	// Permit are the prefixes whose addresses may have a binding here.
+	// Default: all.
+	Permit []netip.Prefix `toml:"permit"`
+
+	// Queue is the number of the Netfilter queue. Default 7848.
+	Queue uint16 `toml:"queue"`
+
+	// MaxBindings limits the binding cache. Default 65536.
+	MaxBindings int `toml:"max_bindings"`
+
+	// Socket of the API, as a node's. Default /run/dsco/correspondent.sock.
+	Socket string `toml:"socket"`
+	Group  string `toml:"group"`
+}
+
+// Duration is a time.Duration in the form of [time.ParseDuration].
+type Duration time.Duration
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = Duration(v)
+	return err
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }

@@ -9,36 +9,12 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+
+	"github.com/distributed-servers/ds/internal/impair"
 )
 
-// Impair is what one direction of a link does to packets. The zero value does
-// nothing. Probabilities are 0 to 1.
-type Impair struct {
-	Loss      float64 // probability that a packet is dropped
-	Duplicate float64 // probability that it is sent twice
-	Reorder   float64 // probability that 1 to 8 later ones overtake it
-
-	Delay  time.Duration // time on the link
-	Jitter time.Duration // more of it: uniform from 0 up to this; it keeps the order
-
-	// Bandwidth is how many octets a second the link takes; 0 means any
-	// number. Packets wait for it in a queue of Queue octets, 0 meaning
-	// DefaultLinkQueue; one that finds no room is dropped.
-	Bandwidth int
-	Queue     int
-}
-
-// DefaultLinkQueue is the default of Impair.Queue: 64 KiB, some forty full
-// packets.
-const DefaultLinkQueue = 64 << 10
-
-// A packet that is held back goes when as many have overtaken it as was drawn,
-// at most maxOvertake, or when maxHold has passed: the last packet of a
-// conversation is not stuck.
-const (
-	maxOvertake = 8 // a power of two
-	maxHold     = 5 * time.Millisecond
-)
+// Impair is what one direction of a link does to packets.
+type Impair = impair.Settings
 
 // direction is one way along a link.
 type direction struct {
@@ -87,42 +63,42 @@ func (d *direction) send(p packet) {
 		d.note(Down, p)
 		return
 	}
-	impair := d.impair.Load()
-	if impair == nil && d.holding.Load() == 0 && d.queued.Load() == 0 {
+	i := d.impair.Load()
+	if i == nil && d.holding.Load() == 0 && d.queued.Load() == 0 {
 		d.next(p)
 		return
 	}
-	d.sendImpaired(p, impair)
+	d.sendImpaired(p, i)
 }
 
-func (d *direction) sendImpaired(p packet, impair *Impair) {
-	fate := d.decide(impair)
-	if fate.lost {
+func (d *direction) sendImpaired(p packet, i *Impair) {
+	fate := d.decide(i)
+	if fate.Lost {
 		d.note(Lost, p)
 		return
 	}
-	if fate.duplicated {
+	if fate.Duplicated {
 		d.note(Duplicated, p)
 	}
-	if fate.overtake > 0 {
+	if fate.Overtake > 0 {
 		d.note(Reordered, p)
 	}
 	now := d.net.clock.NowMonotonic()
 
-	var direct [2 + maxOvertake]leaving // appended to, seldom more
+	var direct [2 + impair.MaxOvertake]leaving // appended to, seldom more
 	out := direct[:0]
 	d.mu.Lock()
-	if fate.overtake == 0 {
-		out = d.passLocked(out, p, now, fate.jitter)
+	if fate.Overtake == 0 {
+		out = d.passLocked(out, p, now, fate.Jitter)
 	}
-	if fate.duplicated {
-		out = d.passLocked(out, p, now, fate.jitter)
+	if fate.Duplicated {
+		out = d.passLocked(out, p, now, fate.Jitter)
 	}
-	if fate.overtake > 0 {
-		h := &held{p, fate.overtake, fate.jitter}
+	if fate.Overtake > 0 {
+		h := &held{p, fate.Overtake, fate.Jitter}
 		d.held = append(d.held, h)
 		d.holding.Add(1)
-		d.net.queue.add(now.Add(maxHold), func() { d.release(h) })
+		d.net.queue.add(now.Add(impair.MaxHold), func() { d.release(h) })
 	}
 	d.mu.Unlock()
 	d.leave(out)
@@ -143,28 +119,14 @@ func (d *direction) leave(out []leaving) {
 	}
 }
 
-type fate struct {
-	lost, duplicated bool
-	overtake         int // 0: not held back
-	jitter           time.Duration
-}
-
-// decide draws the same number of variates for each packet, so that changing
-// one impairment leaves the other decisions as they are.
-func (d *direction) decide(i *Impair) (f fate) {
+// decide draws a packet's fate.
+func (d *direction) decide(i *Impair) (f impair.Fate) {
 	if i == nil {
 		return f
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	f.lost = d.rand.Float64() < i.Loss
-	f.duplicated = d.rand.Float64() < i.Duplicate
-	reorder := d.rand.Float64() < i.Reorder
-	if n := 1 + int(d.rand.Uint64()%maxOvertake); reorder {
-		f.overtake = n
-	}
-	f.jitter = time.Duration(d.rand.Float64() * float64(i.Jitter))
-	return f
+	return i.Draw(d.rand)
 }
 
 func (d *direction) note(v Verdict, p packet) {
@@ -220,21 +182,15 @@ func (d *direction) delayLocked(out []leaving, p packet, now tcpip.MonotonicTime
 }
 
 // serialiseLocked queues size octets for the line and says when it has taken
-// the last of them. An idle line takes a packet of any size.
+// the last of them.
 func (d *direction) serialiseLocked(i *Impair, size int, now tcpip.MonotonicTime) (done tcpip.MonotonicTime, ok bool) {
-	limit := i.Queue
-	if limit == 0 {
-		limit = DefaultLinkQueue
+	zero := tcpip.MonotonicTime{}
+	at, ok := i.Serialise(now.Sub(zero), d.free.Sub(zero), size)
+	done = zero.Add(at)
+	if ok {
+		d.free = done
 	}
-	if d.free.Before(now) {
-		d.free = now
-	}
-	waiting := d.free.Sub(now).Seconds() * float64(i.Bandwidth)
-	if waiting > 0 && waiting+float64(size) > float64(limit) {
-		return now, false
-	}
-	d.free = d.free.Add(time.Duration(float64(size) / float64(i.Bandwidth) * float64(time.Second)))
-	return d.free, true
+	return done, ok
 }
 
 // release ends the hold of h, unless enough packets have overtaken it.

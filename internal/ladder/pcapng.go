@@ -28,7 +28,12 @@ func NewPcapng(w io.Writer, name string) (*Pcapng, error) {
 
 // WritePacket writes a whole packet.
 func (p *Pcapng) WritePacket(at time.Time, packet []byte) error {
-	info := gopacket.CaptureInfo{Timestamp: at, CaptureLength: len(packet), Length: len(packet)}
+	return p.WriteTruncated(at, packet, len(packet))
+}
+
+// WriteTruncated writes the beginning of a packet of length octets.
+func (p *Pcapng) WriteTruncated(at time.Time, packet []byte, length int) error {
+	info := gopacket.CaptureInfo{Timestamp: at, CaptureLength: len(packet), Length: length}
 	if err := p.w.WritePacket(info, packet); err != nil {
 		return fmt.Errorf("ladder: write packet: %w", err)
 	}

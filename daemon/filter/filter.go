@@ -1,0 +1,131 @@
+package filter
+
+import (
+	"errors"
+	"log/slog"
+)
+
+// Config describes a filter. Handler is required.
+type Config struct {
+	// Queue is the number of the Netfilter queue, of which the names of the
+	// chains are made.
+	Queue uint16
+
+	// QueueLen is how many packets may wait for the Handler; more are dropped.
+	// Default 1024.
+	QueueLen uint32
+
+	// Buffer is the size of the socket's receive buffer, in octets. A packet
+	// takes about twice its length. Default 4 MiB.
+	Buffer int
+
+	// Rules say which packets are queued.
+	Rules Rules
+
+	// Handler decides on a packet. It is called by one goroutine, so a packet
+	// waits for the one before.
+	Handler func(Packet) Verdict
+
+	// Logger takes what is lost and found again. Default: slog.Default.
+	Logger *slog.Logger
+}
+
+const (
+	defaultQueueLen = 1024
+	defaultBuffer   = 4 << 20
+)
+
+func (c Config) withDefaults() (Config, error) {
+	if c.Handler == nil {
+		return c, errors.New("filter: open: no Handler in the configuration")
+	}
+	if c.QueueLen == 0 {
+		c.QueueLen = defaultQueueLen
+	}
+	if c.Buffer <= 0 {
+		c.Buffer = defaultBuffer
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c, nil
+}
+
+// Hook is where in the kernel a packet was queued.
+type Hook uint8
+
+// Hooks that rules are made for, by their numbers in the kernel (NF_INET_*).
+const (
+	Prerouting Hook = 0 // before it is routed: from the network, or from a TUN
+	Output     Hook = 3 // sent by this host
+)
+
+// Packet is one that waits in the queue.
+type Packet struct {
+	// Payload is the whole packet, from the IPv6 header on. It is the Handler's
+	// to keep. It may be a super-packet of up to 64 KiB that the kernel has not
+	// cut yet.
+	Payload []byte
+
+	Hook Hook
+
+	// InIndex and OutIndex are the interfaces it came by and leaves by; 0: none.
+	InIndex, OutIndex int
+
+	Mark uint32 // SO_MARK, or what other rules have set
+
+	// Partial means that the checksum of the upper layer covers the
+	// pseudo-header only: a device would complete it. [Replace] does; who
+	// sends the packet in another way calls [CompleteChecksum].
+	Partial bool
+
+	// Super means that the packet will be cut into segments, or was merged of
+	// some. On Output it cannot be replaced: see [Replace].
+	Super bool
+}
+
+// Verdict is what is to become of a packet.
+type Verdict struct {
+	kind    verdictKind
+	payload []byte
+}
+
+type verdictKind uint8
+
+const (
+	drop verdictKind = iota // also the zero Verdict: nothing leaks by mistake
+	accept
+	replace
+)
+
+// Accept lets the packet go on, past the rules of all chains of the same hook
+// and table.
+func Accept() Verdict { return Verdict{kind: accept} }
+
+// Drop ends it: it is lost, or the daemon has it.
+func Drop() Verdict { return Verdict{kind: drop} }
+
+// Replace lets payload go on in the packet's place. A partial checksum is
+// completed in it. On [Output] it is routed again if its destination changed.
+//
+// A super-packet cannot be replaced on Output if that changes its destination or
+// its length: the kernel cuts it afterwards, and would compute each checksum with
+// the care-of address. It is dropped and counted ([Stats]); send it another way.
+func Replace(payload []byte) Verdict { return Verdict{kind: replace, payload: payload} }
+
+// Stats counts packets since Open.
+type Stats struct {
+	Packets  uint64 // that the Handler got
+	Accepted uint64
+	Replaced uint64
+	Dropped  uint64
+	Failed   uint64 // verdicts that could not be given; those packets are dropped
+
+	Overruns uint64 // times that the socket's buffer was full
+	Reopened uint64 // times that the socket was lost and opened again
+
+	// QueueFull and BufferFull are the kernel's counts of packets that it
+	// dropped because QueueLen others waited, and because the buffer was full,
+	// since the queue was bound last.
+	QueueFull, BufferFull uint64
+}

@@ -1,0 +1,277 @@
+package filter
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/distributed-servers/ds/internal/netns/netnstest"
+	"github.com/distributed-servers/ds/internal/probe"
+	"github.com/distributed-servers/ds/mobility/wire"
+)
+
+// Each test with real packets owns this network:
+//
+//	the test ── vb ══ va ── kernel ── ta ══ tb ── the test
+//	  (away)          (here)         (in the place of a TUN: careOf, service)
+//
+// The kernel forwards. The test sends and receives Ethernet frames on vb and tb,
+// where there is no IPv6.
+var (
+	here    = netip.MustParseAddr("2001:db8:1::1")
+	away    = netip.MustParseAddr("2001:db8:1::2")
+	careOf  = netip.MustParseAddr("2001:db8:c::1")
+	service = netip.MustParseAddr("2001:db8:d::1")
+	other   = netip.MustParseAddr("2001:db8:e::1")
+)
+
+func TestMain(m *testing.M) {
+	probe.Main()
+	os.Exit(m.Run())
+}
+
+// own reports whether the test is inside a network of its own where queues are
+// to be had.
+func own(t *testing.T) bool {
+	t.Helper()
+	if !netnstest.Run(t) {
+		return false
+	}
+	probe.Skip(t, probe.NFQueue, probe.Program("ip6tables-restore"))
+	return true
+}
+
+type scene struct {
+	net, tun *port // vb, tb
+}
+
+func newScene(t testing.TB) *scene {
+	t.Helper()
+	s := &scene{newPort(t, "va", "vb", 1500), newPort(t, "ta", "tb", 1500)}
+	sysctl(t, "all/forwarding", "1")
+	run := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command("ip", append([]string{"-6"}, args...)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %v: %v: %s", args, err, out)
+		}
+	}
+	probe.Skip(t, probe.Program("ip"))
+	run("addr", "add", here.String()+"/64", "dev", "va", "nodad")
+	run("neigh", "add", away.String(), "lladdr", s.net.addr.String(), "dev", "va")
+	for _, a := range []netip.Addr{careOf, service} {
+		run("route", "add", a.String(), "dev", "ta")
+		run("neigh", "add", a.String(), "lladdr", s.tun.addr.String(), "dev", "ta")
+	}
+	run("route", "add", "default", "via", away.String(), "dev", "va")
+	return s
+}
+
+func sysctl(t testing.TB, key, value string) {
+	t.Helper()
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+key, []byte(value), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A port is the test's end of a veth pair.
+type port struct {
+	t          testing.TB
+	fd, index  int
+	addr, peer hardware
+}
+
+type hardware []byte
+
+func (h hardware) String() string {
+	return fmt.Sprintf("%x:%x:%x:%x:%x:%x", h[0], h[1], h[2], h[3], h[4], h[5])
+}
+
+// newPort makes a veth pair of which the kernel has near and the test far.
+func newPort(t testing.TB, near, far string, mtu int) *port {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(near, far, err)
+		}
+	}
+	must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: near, MTU: mtu}, PeerName: far}))
+	sysctl(t, far+"/disable_ipv6", "1")
+	sysctl(t, near+"/accept_dad", "0")
+	n, err := netlink.LinkByName(near)
+	must(err)
+	f, err := netlink.LinkByName(far)
+	must(err)
+	must(netlink.LinkSetUp(n))
+	must(netlink.LinkSetUp(f))
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	must(err)
+	must(unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_IPV6), Ifindex: f.Attrs().Index}))
+	p := &port{t: t, fd: fd, index: f.Attrs().Index, addr: hardware(f.Attrs().HardwareAddr), peer: hardware(n.Attrs().HardwareAddr)}
+	t.Cleanup(func() {
+		unix.Close(fd)
+		must(netlink.LinkDel(n))
+	})
+	return p
+}
+
+func htons(v uint16) uint16 { return v<<8 | v>>8 }
+
+// send sends a packet to the kernel.
+func (p *port) send(b []byte) {
+	p.t.Helper()
+	frame := append(append(append([]byte{}, p.peer...), p.addr...), 0x86, 0xdd)
+	if err := unix.Sendto(p.fd, append(frame, b...), 0, &unix.SockaddrLinklayer{Ifindex: p.index, Halen: 6}); err != nil {
+		p.t.Fatal("send", err)
+	}
+}
+
+// receive returns the next packet from the kernel that want accepts.
+func (p *port) receive(want func(b []byte) bool) []byte {
+	p.t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		left := time.Until(deadline)
+		if left <= 0 {
+			p.t.Fatal("no packet came")
+		}
+		fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}
+		if _, err := unix.Poll(fds, int(left.Milliseconds())+1); err != nil && err != unix.EINTR {
+			p.t.Fatal(err)
+		}
+		b := make([]byte, 1<<16)
+		n, from, err := unix.Recvfrom(p.fd, b, unix.MSG_DONTWAIT)
+		if err != nil {
+			continue
+		}
+		if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Pkttype == unix.PACKET_OUTGOING || n < 14 {
+			continue
+		}
+		if want(b[14:n]) {
+			return b[14:n]
+		}
+	}
+}
+
+func is(want []byte) func([]byte) bool {
+	return func(b []byte) bool {
+		return len(b) == len(want) && bytes.Equal(b[8:], want[8:]) // but for the hop limit
+	}
+}
+
+// Packets.
+
+func build(t testing.TB, p wire.Packet) []byte {
+	t.Helper()
+	b, err := p.Append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func udp(t testing.TB, src, dst netip.Addr, payload string) []byte {
+	b := append([]byte{0, 7, 0, 7, 0, byte(8 + len(payload)), 0, 0}, payload...)
+	return build(t, wire.Packet{Src: src, Dst: dst, Protocol: wire.UDP, Payload: sumUDP(b, src, dst)})
+}
+
+// sumUDP puts the checksum in.
+func sumUDP(b []byte, src, dst netip.Addr) []byte {
+	binary.BigEndian.PutUint16(b[6:], 0)
+	sum := ^fold(append(pseudo(src, dst, wire.UDP, len(b)), b...))
+	binary.BigEndian.PutUint16(b[6:], sum)
+	return b
+}
+
+func pseudo(src, dst netip.Addr, proto wire.Protocol, n int) []byte {
+	s, d := src.As16(), dst.As16()
+	b := append(s[:], d[:]...)
+	b = binary.BigEndian.AppendUint32(b, uint32(n))
+	return append(b, 0, 0, 0, byte(proto))
+}
+
+func mobility(t testing.TB, p wire.Packet, m wire.Message) []byte {
+	p.Protocol, p.Payload = wire.Mobility, m.Append(nil, p.Source(), p.Destination())
+	return build(t, p)
+}
+
+func icmpError(t testing.TB, src, dst netip.Addr, kind wire.ErrorKind, code uint8, quoted []byte) []byte {
+	m := wire.ICMPError{Kind: kind, Code: code, Quoted: quoted}
+	return build(t, wire.Packet{Src: src, Dst: dst, Protocol: wire.ICMPv6, Payload: m.Append(nil, src, dst)})
+}
+
+// insert puts an extension header, whose first octet it fills, behind the IPv6
+// header of b.
+func insert(b []byte, kind wire.Protocol, header ...byte) []byte {
+	out := append(append(append([]byte{}, b[:40]...), header...), b[40:]...)
+	out[40] = b[6]
+	out[6] = byte(kind)
+	binary.BigEndian.PutUint16(out[4:], uint16(len(out)-40))
+	return out
+}
+
+// Filters.
+
+// queued collects what a filter has queued.
+type queued chan Packet
+
+func (q queued) next(t testing.TB) Packet {
+	t.Helper()
+	select {
+	case p := <-q:
+		return p
+	case <-time.After(10 * time.Second):
+		t.Fatal("no packet was queued")
+		panic("unreachable")
+	}
+}
+
+// open opens a filter that notes packets and gives a verdict.
+func open(t testing.TB, rules Rules, v func(Packet) Verdict) (*Filter, queued) {
+	t.Helper()
+	q := make(queued, 1024)
+	f, err := Open(Config{Queue: 7846, Rules: rules, Logger: slog.New(slog.DiscardHandler), Handler: func(p Packet) Verdict {
+		verdict := v(p)
+		q <- p
+		return verdict
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return f, q
+}
+
+func accepting(Packet) Verdict { return Accept() }
+
+// tables is what the kernel has of rules, both versions.
+func tables(t testing.TB) string {
+	t.Helper()
+	var all string
+	for _, save := range []string{ipv6.save, ipv4.save} {
+		out, _, err := runProgram(save, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(out) {
+			if line[0] != '#' {
+				all += line
+			}
+		}
+	}
+	return all
+}

@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/distributed-servers/ds/mobility/internal/deadline"
+	"github.com/distributed-servers/ds/internal/deadline"
 )
 
 // refreshLeads are how long before the end of a binding in use its mobile node

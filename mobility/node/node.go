@@ -9,7 +9,7 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/distributed-servers/ds/mobility/internal/deadline"
+	"github.com/distributed-servers/ds/internal/deadline"
 	"github.com/distributed-servers/ds/mobility/wire"
 )
 

@@ -1,0 +1,229 @@
+package member
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/mobility/node"
+	"github.com/distributed-servers/ds/mobility/relay"
+)
+
+// follow makes c the contact, which may be this member.
+func (m *Member) follow(c Contact) {
+	was := m.contact
+	m.contact = c
+	if was != c {
+		m.out.Save = &c
+		m.event("contact", netip.Addr{}, c.Name, fmt.Sprintf("epoch %d", c.Epoch))
+	}
+	m.mobile(node.SetContact{Addr: m.cfg.Nodes[c.Name].Daemon})
+	if m.IsContact() {
+		m.lead(was)
+	} else {
+		m.register(node.Resign{})
+		m.registered = false
+		m.owners, m.unreported = nil, nil
+		m.endTakeover(nil) // if it was this one's that was waited for
+	}
+	m.toApp(&api.Message{Kind: api.ConfigChanged, Config: m.sessionConfig()})
+	m.report()
+}
+
+// lead begins to be the contact.
+func (m *Member) lead(was Contact) {
+	m.owners = make(map[netip.Addr]owner)
+	m.unreported = make(map[string]struct{})
+	for name := range m.up {
+		m.unreported[name] = struct{}{}
+	}
+	m.oldContact, m.graceEnds = "", 0
+	if was.Name != m.cfg.Name {
+		m.oldContact, m.graceEnds = was.Name, m.now+m.cfg.HandshakeGrace
+	}
+	m.out.NewRelay = true
+	m.out.Relay = append(m.out.Relay[:0], m.relayNodes())
+	m.register(node.Resign{}) // in case it was overruled at the home agent
+	m.register(node.Register{})
+}
+
+// relayNodes are the members as the relay is to know them. What the applications
+// send comes from their care-of addresses, the machines' home tests from the
+// daemons'; this node's own application is one like any other.
+func (m *Member) relayNodes() relay.Input {
+	in := relay.SetNodes{Nodes: []netip.Addr{m.self.CareOf}}
+	for name := range m.Peers() {
+		a := m.cfg.Nodes[name]
+		in.Nodes = append(in.Nodes, a.CareOf, a.Daemon)
+	}
+	return in
+}
+
+// Unknown tells where a packet goes that has come through the home agent from a
+// client of whom the relay knows nothing. It is for this node's application,
+// except shortly after a takeover: until all members have said what they own
+// nobody can tell, so it is dropped and comes again (ok is false); and what is
+// not the beginning of a connection may belong to one that has begun at the
+// contact of before.
+func (m *Member) Unknown(begins bool) (careOf netip.Addr, ok bool) {
+	if len(m.unreported) > 0 {
+		return netip.Addr{}, false
+	}
+	if !begins && m.oldContact != "" && m.now < m.graceEnds {
+		if _, there := m.up[m.oldContact]; there {
+			return m.cfg.Nodes[m.oldContact].CareOf, true
+		}
+	}
+	return m.self.CareOf, true
+}
+
+// startTakeover makes a member the contact.
+func (m *Member) startTakeover(in Takeover) {
+	fail := func(err error) { m.answer(Answer{ID: in.ID, Err: err}) }
+	if in.To == "" {
+		in.To = m.cfg.Name
+	}
+	if _, known := m.cfg.Nodes[in.To]; !known {
+		fail(fmt.Errorf("there is no node %q; there are %s", in.To, m.names()))
+		return
+	}
+	if in.To == m.contact.Name {
+		m.answer(Answer{ID: in.ID}) // it is already
+		return
+	}
+	if m.takeover != nil {
+		fail(fmt.Errorf("another takeover is under way"))
+		return
+	}
+	if in.To != m.cfg.Name {
+		if !m.toPeer(in.To, &Message{Kind: TakeOver}) {
+			fail(fmt.Errorf("node %s is not connected: start dsco there, or run the takeover there", in.To))
+			return
+		}
+		m.await(in.ID)
+		return
+	}
+	if _, there := m.up[m.contact.Name]; !there && !in.Force {
+		fail(fmt.Errorf("the contact %s is not connected: if it does not run any more, take over with --force", m.contact.Name))
+		return
+	}
+	m.await(in.ID)
+	m.usurp()
+}
+
+func (m *Member) await(id uint64) {
+	m.takeover = &takeover{id}
+	m.timers.Set(m.takeover, m.now+m.cfg.TakeoverTimeout)
+}
+
+// usurp makes this member the contact, with the next epoch.
+func (m *Member) usurp() {
+	m.follow(Contact{Name: m.cfg.Name, Epoch: m.contact.Epoch + 1})
+	for name := range m.Peers() {
+		m.toPeer(name, m.setContact())
+	}
+}
+
+func (m *Member) setContact() *Message {
+	return &Message{Kind: SetContact, Contact: m.contact.Name, ContactEpoch: m.contact.Epoch}
+}
+
+func (m *Member) endTakeover(err error) {
+	if m.takeover != nil {
+		m.timers.Remove(m.takeover)
+		m.answer(Answer{ID: m.takeover.id, Err: err})
+		m.takeover = nil
+	}
+}
+
+func (m *Member) names() string {
+	var names []string
+	for name := range m.cfg.Nodes {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+// peerUp begins a connection to a member.
+func (m *Member) peerUp(name string) {
+	if _, known := m.cfg.Nodes[name]; !known || name == m.cfg.Name {
+		return
+	}
+	m.up[name] = nil
+	m.toPeer(name, &Message{
+		Kind: Hello, Version: Version, Contact: m.contact.Name, ContactEpoch: m.contact.Epoch, Clients: len(m.clients),
+	})
+	m.event("connected", netip.Addr{}, name, "")
+	if m.IsContact() {
+		m.unreported[name] = struct{}{}
+	} else if name == m.contact.Name {
+		m.report()
+	}
+	m.askAgain(name)
+}
+
+func (m *Member) peerDown(name string) {
+	if _, there := m.up[name]; !there {
+		return
+	}
+	delete(m.up, name)
+	delete(m.unreported, name)
+	m.event("disconnected", netip.Addr{}, name, "")
+	m.lostPeer(name)
+}
+
+// fromPeer takes a message of another member.
+func (m *Member) fromPeer(from string, msg *Message) {
+	if _, there := m.up[from]; !there {
+		return
+	}
+	switch msg.Kind {
+	case Hello:
+		if msg.Version != Version {
+			m.event("version", netip.Addr{}, from, fmt.Sprintf("it speaks version %d, this node %d", msg.Version, Version))
+			m.peerDown(from)
+			return
+		}
+		m.up[from] = msg
+		m.hear(Contact{msg.Contact, msg.ContactEpoch}, from)
+	case SetContact:
+		m.hear(Contact{msg.Contact, msg.ContactEpoch}, from)
+	case TakeOver:
+		if !m.IsContact() {
+			m.usurp()
+		}
+	case Owners:
+		m.claims(from, msg)
+	case Stale:
+		m.stale(from, msg.Owners)
+	case Gone:
+		if m.IsContact() {
+			m.forget(from, msg.Client, msg.Epoch)
+		}
+	case Prepare, Transfer, Commit, Query:
+		m.asTarget(from, msg)
+	case Abort:
+		m.calledOff(from, msg)
+	case Prepared, Imported, Done:
+		m.asDonor(from, msg)
+	}
+}
+
+// hear is that a member knows of a contact, later or earlier than this one
+// does.
+func (m *Member) hear(c Contact, from string) {
+	switch _, known := m.cfg.Nodes[c.Name]; {
+	case !known || c == m.contact:
+	case c.later(m.contact):
+		m.follow(c)
+	case c.Epoch == m.contact.Epoch && m.IsContact():
+		// Two have taken over at once, and this one stays. The home agent may
+		// have heard the other last.
+		m.usurp()
+	default:
+		m.toPeer(from, m.setContact())
+	}
+}

@@ -1,0 +1,64 @@
+// Package member is one node of one distributed server, as a machine: whose each
+// client is, which node is the contact, and how a client is handed off.
+//
+// # Theory of operation
+//
+// A member stands between the application, which has the connections; the
+// members on other nodes; and the machines of Mobile IPv6 (package
+// mobility/node), which it drives. Like them it reads no clock, opens no socket,
+// starts no goroutine and draws no random number: it is told the time and what
+// happened, and answers what is to be done.
+//
+//	for in := range inputs { // messages, packets, commands, ticks
+//		out := m.Step(now(), in)
+//		save(out.Save)
+//		send(out.Send)
+//		relay(out.Relay)
+//		toApplication(out.App)
+//		toMembers(out.Peers)
+//		tell(out.Events, out.Answers)
+//	}
+//
+// # Owners
+//
+// A client has one owner, the member whose application has its connections.
+// Ownership has an epoch, which grows with every handoff. The contact's relay
+// sends a client's packets to the owner with the latest epoch it has heard of.
+// The members know what they own; the contact knows because they tell it, when a
+// client comes, when it goes, when a connection between two members begins, and
+// when the contact changes.
+//
+// # Handoff
+//
+//	donor's app   donor              target        target's app
+//	    │ Prepare   │ Prepare          │                │
+//	    ├──────────►├─────────────────►│ care-of test   │
+//	    │ Prepared  │         Prepared │ ahead of time  │
+//	    │◄──────────┤◄─────────────────┤                │
+//	  freeze        │                  │                │
+//	    │ Transfer  │ Transfer         │ Offer          │
+//	    ├──────────►├─────────────────►├───────────────►│ import, silent
+//	    │ Imported  │         Imported │       Accepted │
+//	    │◄──────────┤◄─────────────────┤◄───────────────┤
+//	    │ Commit    │ Commit           │                │
+//	    ├──────────►╪═════════════════►│ Binding Update │    ═: ownership passes
+//	    │           │                  │ Activate       │
+//	    │           │                  ├───────────────►│ live
+//	    │ Done      │             Done │      Activated │
+//	    │◄──────────┤◄─────────────────┤◄───────────────┤
+//	  discard       │                  │                │
+//
+// Until Commit any of them can call it off, and the donor's application thaws
+// the client. With Commit the donor stops being the owner: it deletes what it
+// knows of the binding and neither sends for the client nor answers for it until
+// it hears Done. Done with an error means that the target does not have the
+// client and never will: the donor is the owner once more, with a later epoch. If
+// the connection between the two is lost in between, the donor asks (Query) when
+// it is back.
+//
+// # Contact
+//
+// The contact is the member whose daemon's address is registered at the home
+// agent. Which one is agreed by epoch: a takeover takes the next one, and the
+// later one wins, of equals the greater name.
+package member

@@ -1,0 +1,353 @@
+package member
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/mobility/node"
+)
+
+// This file is the donor's side of a handoff, target.go the other one.
+
+// handoff is one of which this member is the donor.
+//
+//	          Prepared           Transfer              Imported
+//	preparing ────────► prepared ────────► transferring ────────► imported
+//	    │                  │                    │                    │ Commit
+//	    └──────────────────┴─── refused, late, ─┴────────┬───────────┤
+//	                            called off               ▼           ▼
+//	                                                   (end) ◄─── committed
+//	                                                          Done
+type handoff struct {
+	id      uint64 // ours
+	session uint64 // the application's
+	c       *client
+	to      string
+	stage   stage
+	grant   node.Grant // as committed
+}
+
+type stage uint8
+
+const (
+	preparing stage = iota
+	prepared
+	transferring
+	imported
+	committed
+)
+
+var stageNames = [...]string{"prepare", "freeze", "transfer", "commit", "activate"}
+
+func (s stage) String() string { return stageNames[s] }
+
+// ask asks the application to hand a client off.
+func (m *Member) ask(in HandOff) {
+	fail := func(format string, args ...any) { m.answer(Answer{ID: in.ID, Err: fmt.Errorf(format, args...)}) }
+	switch owner, known := m.Owner(in.Client); {
+	case !known:
+		fail("this node does not know client %s", in.Client)
+	case owner != m.cfg.Name:
+		fail("node %s has client %s: ask there", owner, in.Client)
+	case !m.attached:
+		fail("no application is attached")
+	default:
+		if err := m.mayGo(m.clients[in.Client], in.To); err != nil {
+			fail("%w", err)
+			return
+		}
+		id := m.newID()
+		m.asked[id] = in.ID
+		m.toApp(&api.Message{Kind: api.Asked, ID: id, Client: in.Client, To: in.To})
+	}
+}
+
+// answered is what the application has to say of what it was asked.
+func (m *Member) answered(msg *api.Message) {
+	command, ok := m.asked[msg.ID]
+	if !ok {
+		return
+	}
+	delete(m.asked, msg.ID)
+	a := Answer{ID: command, Optimised: msg.Optimised, Connections: msg.Connections}
+	if msg.Error != "" {
+		a.Err = errors.New(msg.Error)
+	}
+	m.answer(a)
+}
+
+func (m *Member) answer(a Answer) { m.out.Answers = append(m.out.Answers, a) }
+
+func (m *Member) newID() uint64 {
+	m.lastID++
+	if m.lastID == 0 {
+		m.lastID++
+	}
+	return m.lastID
+}
+
+// mayGo tells why a client cannot be handed off to a node, if it cannot.
+func (m *Member) mayGo(c *client, to string) error {
+	_, known := m.cfg.Nodes[to]
+	_, there := m.up[to]
+	switch {
+	case c == nil:
+		return errors.New("this node does not own the client")
+	case to == m.cfg.Name:
+		return fmt.Errorf("node %s has the client already", to)
+	case !known:
+		return fmt.Errorf("there is no node %q; there are %s", to, m.names())
+	case !there:
+		return fmt.Errorf("node %s is not connected", to)
+	case c.out != nil:
+		return fmt.Errorf("the client is on its way to node %s already", c.out.to)
+	}
+	return nil
+}
+
+// prepare begins a handoff.
+func (m *Member) prepare(msg *api.Message) {
+	refuse := func(err error) {
+		m.toApp(&api.Message{Kind: api.Prepared, ID: msg.ID, Error: err.Error()})
+	}
+	c := m.clients[msg.Client]
+	if err := m.mayGo(c, msg.To); err != nil {
+		refuse(err)
+		return
+	}
+	if m.bySession[msg.ID] != nil {
+		refuse(fmt.Errorf("id %d is another handoff's", msg.ID))
+		return
+	}
+	h := &handoff{id: m.newID(), session: msg.ID, c: c, to: msg.To}
+	m.outgoing[h.id], m.bySession[h.session] = h, h
+	c.out = h
+	m.timers.Set(h, m.now+m.cfg.HandoffTimeout)
+	grant, _ := m.machine.Grant(c.addr, m.now)
+	m.toPeer(h.to, &Message{
+		Kind: Prepare, ID: h.id, Client: c.addr, Epoch: c.epoch + 1, Grant: newGrant(grant), Relayed: c.relayed,
+	})
+}
+
+// proceed takes the application's next step.
+func (m *Member) proceed(msg *api.Message) {
+	h := m.bySession[msg.ID]
+	reply := map[api.Kind]api.Kind{api.Transfer: api.Imported, api.Commit: api.Done}[msg.Kind]
+	refuse := func(why string) {
+		if reply != 0 {
+			m.toApp(&api.Message{Kind: reply, ID: msg.ID, Error: why})
+		}
+	}
+	switch {
+	case h == nil:
+		refuse("the handoff has ended: it took too long, or its target has gone")
+	case msg.Kind == api.Abort && h.stage < committed:
+		m.toPeer(h.to, &Message{Kind: Abort, ID: h.id})
+		m.end(h)
+	case msg.Kind == api.Transfer && h.stage == prepared:
+		h.stage = transferring
+		m.toPeer(h.to, &Message{
+			Kind: Transfer, ID: h.id, Client: h.c.addr, Snapshot: msg.Snapshot, State: msg.State, Connections: msg.Connections,
+		})
+	case msg.Kind == api.Commit && h.stage == imported:
+		m.commit(h)
+	default:
+		refuse(fmt.Sprintf("%s is out of order: the handoff is at %s", msg.Kind, h.stage))
+	}
+}
+
+// commit is the point of no return: from here on the client is the target's, and
+// this member does nothing for it until it hears otherwise.
+func (m *Member) commit(h *handoff) {
+	h.stage = committed
+	h.grant, _ = m.machine.Grant(h.c.addr, m.now)
+	m.mobile(node.Abandon{Client: h.c.addr})
+	m.disown(h.c)
+	m.toPeer(h.to, &Message{
+		Kind: Commit, ID: h.id, Client: h.c.addr, Epoch: h.c.epoch + 1, Grant: newGrant(h.grant), Relayed: h.c.relayed,
+	})
+}
+
+// asDonor takes the target's answers.
+func (m *Member) asDonor(from string, msg *Message) {
+	h := m.outgoing[msg.ID]
+	if h == nil || h.to != from {
+		return
+	}
+	switch {
+	case msg.Kind == Prepared && h.stage == preparing:
+		if msg.Error != "" {
+			m.fail(h, fmt.Errorf("node %s refuses: %s", from, msg.Error))
+			return
+		}
+		h.stage = prepared
+		m.toApp(&api.Message{Kind: api.Prepared, ID: h.session, Optimised: msg.Optimised})
+	case msg.Kind == Imported && h.stage == transferring:
+		if msg.Error != "" {
+			m.fail(h, fmt.Errorf("node %s: %s", from, msg.Error))
+			return
+		}
+		h.stage = imported
+		m.toApp(&api.Message{Kind: api.Imported, ID: h.session})
+	case msg.Kind == Done && h.stage == committed:
+		m.done(h, msg)
+	case msg.Error != "" && h.stage < committed:
+		m.fail(h, fmt.Errorf("node %s: %s", from, msg.Error))
+	}
+}
+
+// done ends a committed handoff: it has come about, or the client is this
+// member's again.
+func (m *Member) done(h *handoff, msg *Message) {
+	addr := h.c.addr
+	if msg.Error == "" {
+		m.end(h)
+		m.event("handed off", addr, h.to, "")
+		m.toApp(&api.Message{
+			Kind: api.Done, ID: h.session, Client: addr, CareOf: m.cfg.Nodes[h.to].CareOf, Optimised: msg.Optimised,
+		})
+		return
+	}
+	m.end(h)
+	c := &client{addr: addr, epoch: h.c.epoch + 2, connections: h.c.connections, relayed: h.c.relayed}
+	m.clients[addr] = c
+	m.event("taken back", addr, h.to, msg.Error)
+	m.tellContact(c)
+	if !c.relayed {
+		m.mobile(node.Bind{Client: addr, Grant: h.grant})
+	}
+	m.toApp(&api.Message{Kind: api.Done, ID: h.session, Error: fmt.Sprintf("node %s: %s", h.to, msg.Error)})
+}
+
+// fail ends a handoff that is not committed. The application hears of it with
+// the answer that it waits for, or with its next step.
+func (m *Member) fail(h *handoff, err error) {
+	answer := map[stage]api.Kind{preparing: api.Prepared, transferring: api.Imported}[h.stage]
+	m.end(h)
+	m.event("not handed off", h.c.addr, h.to, err.Error())
+	if answer != 0 {
+		m.toApp(&api.Message{Kind: answer, ID: h.session, Error: err.Error()})
+	}
+}
+
+// end forgets a handoff.
+func (m *Member) end(h *handoff) {
+	m.timers.Remove(h)
+	delete(m.outgoing, h.id)
+	delete(m.bySession, h.session)
+	if h.c.out == h {
+		h.c.out = nil
+	}
+}
+
+// handoffs and arrivals are those under way, in an order that does not vary from
+// run to run.
+func (m *Member) handoffs() []*handoff {
+	return slices.SortedFunc(maps.Values(m.outgoing), func(a, b *handoff) int { return cmp.Compare(a.id, b.id) })
+}
+
+func (m *Member) arrivals() []*offer {
+	return slices.SortedFunc(maps.Values(m.incoming), func(a, b *offer) int { return a.client.Compare(b.client) })
+}
+
+// handoffLate is that one has taken too long. A committed one nobody but the
+// target can end.
+func (m *Member) handoffLate(h *handoff) {
+	if h.stage == committed {
+		m.event("in doubt", h.c.addr, h.to, "no word since it was committed")
+		return
+	}
+	m.toPeer(h.to, &Message{Kind: Abort, ID: h.id})
+	m.fail(h, fmt.Errorf("%s has taken more than %v", h.stage, m.cfg.HandoffTimeout))
+}
+
+// lostPeer ends what cannot go on without a member, askAgain asks it, when it is
+// back, about what is in doubt.
+func (m *Member) lostPeer(name string) {
+	for _, h := range m.handoffs() {
+		if h.to == name && h.stage < committed {
+			m.fail(h, fmt.Errorf("the connection to node %s is lost", name))
+		}
+	}
+	for _, o := range m.arrivals() {
+		if o.key.from == name && o.stage < activating {
+			m.drop(o)
+		}
+	}
+}
+
+func (m *Member) askAgain(name string) {
+	for _, h := range m.handoffs() {
+		if h.to == name && h.stage == committed {
+			m.toPeer(name, &Message{Kind: Query, ID: h.id, Client: h.c.addr})
+		}
+	}
+}
+
+// abandonHandoffs is that the application is not attached any more.
+func (m *Member) abandonHandoffs(lost bool) {
+	for _, h := range m.handoffs() {
+		if h.stage < committed {
+			m.toPeer(h.to, &Message{Kind: Abort, ID: h.id})
+			m.end(h)
+		}
+	}
+	for _, o := range m.arrivals() {
+		switch {
+		case o.stage < activating:
+			m.refuse(o, "its application has gone")
+		case lost:
+			m.complete(o) // the client is this node's, although its connections are lost
+		}
+	}
+}
+
+// settled remembers how handoffs to this member have ended, for as long as a
+// donor may ask.
+type settled struct {
+	ended map[handoffKey]outcome
+	order []handoffKey
+}
+
+type outcome struct {
+	err   string
+	until time.Duration
+}
+
+const (
+	settledLifetime = time.Hour
+	maxSettled      = 1 << 16
+)
+
+func (s *settled) set(k handoffKey, err string, now time.Duration) {
+	if s.ended == nil {
+		s.ended = make(map[handoffKey]outcome)
+	}
+	if _, known := s.ended[k]; known {
+		return // decided once
+	}
+	if len(s.order) == maxSettled {
+		delete(s.ended, s.order[0])
+		s.order = s.order[1:]
+	}
+	s.ended[k] = outcome{err, now + settledLifetime}
+	s.order = append(s.order, k)
+}
+
+func (s *settled) expire(now time.Duration) {
+	for len(s.order) > 0 && s.ended[s.order[0]].until <= now {
+		delete(s.ended, s.order[0])
+		s.order = s.order[1:]
+	}
+}
+
+// handoffKey identifies a handoff to this member.
+type handoffKey struct {
+	from string
+	id   uint64
+}

@@ -1,0 +1,508 @@
+package member
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/internal/deadline"
+	"github.com/distributed-servers/ds/mobility/node"
+	"github.com/distributed-servers/ds/mobility/relay"
+	"github.com/distributed-servers/ds/mobility/wire"
+)
+
+// Config is a member. All but the durations are required.
+type Config struct {
+	// Name of the node.
+	Name string
+
+	// Home is the distributed server address with the length of its prefix.
+	Home netip.Prefix
+
+	// HomeAgent is the home agent's address; SPI and Key are shared with it.
+	HomeAgent netip.Addr
+	SPI       uint32
+	Key       wire.SharedKey
+
+	// Nodes are all nodes of the distributed server, this one included.
+	Nodes map[string]Addrs
+
+	// Contact is the contact at the beginning, with its epoch: what was saved
+	// last, or what the configuration says, with epoch 0.
+	Contact Contact
+
+	// Epoch is the wall-clock time when now is 0.
+	Epoch time.Time
+
+	// Rand must be unpredictable.
+	Rand io.Reader
+
+	// Session is what the application is told beside addresses: MTU, queues,
+	// name of the interface.
+	Session api.SessionConfig
+
+	// IdleTimeout is how long a client without connections keeps its owner and
+	// its binding. Default 60 s.
+	IdleTimeout time.Duration
+
+	// PrepareTimeout is how long the target of a handoff waits for the client's
+	// answers; then it goes on without. Default 1 s.
+	PrepareTimeout time.Duration
+
+	// HandoffTimeout is how long a handoff may take up to Commit. Default 30 s.
+	HandoffTimeout time.Duration
+
+	// TakeoverTimeout is how long a takeover waits for the home agent. Default 10 s.
+	TakeoverTimeout time.Duration
+
+	// HandshakeGrace is how long after a takeover what belongs to connections
+	// that the new contact does not know is sent to the old one, which may be
+	// in the middle of their handshakes. Default 60 s.
+	HandshakeGrace time.Duration
+}
+
+// Addrs are those of a node.
+type Addrs struct {
+	Daemon netip.Addr // the daemon's own: tunnels
+	CareOf netip.Addr // of this distributed server: data
+}
+
+// Contact is the contact, as of an epoch.
+type Contact struct {
+	Name  string
+	Epoch uint64
+}
+
+// later reports whether c overrules d.
+func (c Contact) later(d Contact) bool {
+	return c.Epoch > d.Epoch || c.Epoch == d.Epoch && c.Name > d.Name
+}
+
+// Input is one of [Start], [App], [AppGone], [Peer], [PeerUp], [PeerDown],
+// [Received], [Takeover], [HandOff], [Optimise], [DeleteBinding], [Tick].
+type Input interface{ input() }
+
+// Start comes first.
+type Start struct{}
+
+// App is a message of the attached application. Its first is Hello.
+type App struct{ Message *api.Message }
+
+// AppGone tells that the application is not attached any more. Lost means that
+// it has ended, and its connections with it; otherwise it may come back.
+type AppGone struct{ Lost bool }
+
+// Peer is a message of another member.
+type Peer struct {
+	From    string
+	Message *Message
+}
+
+// PeerUp and PeerDown tell that there is a connection to a member, or none.
+type (
+	PeerUp   struct{ Name string }
+	PeerDown struct{ Name string }
+)
+
+// Received is a packet for the machines of Mobile IPv6: to the care-of address or
+// to the daemon's address, in a tunnel or not. It is not kept; it may be changed.
+type Received struct{ Packet []byte }
+
+// Takeover makes the node To the contact. Force does it although the contact of
+// now cannot be reached.
+type Takeover struct {
+	ID    uint64 // of the Answer
+	To    string
+	Force bool
+}
+
+// HandOff asks the application to hand a client off.
+type HandOff struct {
+	ID     uint64 // of the Answer
+	Client netip.Addr
+	To     string
+}
+
+// Optimise starts route optimisation with a client that this member owns.
+type Optimise struct{ Client netip.Addr }
+
+// DeleteBinding deletes the client's binding; it goes on through the tunnel.
+type DeleteBinding struct{ Client netip.Addr }
+
+// Tick is the input when a deadline has come.
+type Tick struct{}
+
+func (Start) input()         {}
+func (App) input()           {}
+func (AppGone) input()       {}
+func (Peer) input()          {}
+func (PeerUp) input()        {}
+func (PeerDown) input()      {}
+func (Received) input()      {}
+func (Takeover) input()      {}
+func (HandOff) input()       {}
+func (Optimise) input()      {}
+func (DeleteBinding) input() {}
+func (Tick) input()          {}
+
+// Output is what a step asks for, in the order of the fields. It belongs to the
+// member and is valid until its next step, the messages excepted, which may be
+// kept.
+type Output struct {
+	// Save is to be kept across restarts, before anything else is done.
+	Save *Contact
+
+	// Send are IPv6 packets: a Binding Update before the message that sets the
+	// data free.
+	Send [][]byte
+
+	// Relay are inputs for the relay of the contact. NewRelay: it begins anew
+	// before them.
+	NewRelay bool
+	Relay    []relay.Input
+
+	App     []*api.Message
+	Peers   []ToPeer
+	Events  []Event
+	Answers []Answer
+}
+
+// ToPeer is a message to a member. A member that is not there does not get it.
+type ToPeer struct {
+	To      string
+	Message *Message
+}
+
+// Event is something that happened, for people to read.
+type Event struct {
+	Kind   string
+	Client netip.Addr
+	Node   string // another one that has to do with it
+	Detail string
+}
+
+// Answer is that to a command.
+type Answer struct {
+	ID          uint64
+	Err         error
+	Optimised   bool
+	Connections int
+}
+
+// Mode is how a client's packets come.
+type Mode string
+
+// Modes.
+const (
+	Relayed   Mode = "relayed"   // through the contact
+	Testing   Mode = "testing"   // likewise, and route optimisation is being tried
+	Optimised Mode = "optimised" // directly
+)
+
+// Client is what a member knows of a client.
+type Client struct {
+	Client      netip.Addr
+	Epoch       uint64
+	Mode        Mode
+	State       node.State
+	Sequence    uint16
+	Connections int
+	Moving      string // the node that it is on its way to, if any
+}
+
+// client is one that this member owns, or has given away and not yet heard.
+type client struct {
+	addr        netip.Addr
+	epoch       uint64
+	connections int
+	bound       bool     // the application sends by its binding
+	relayed     bool     // it is known not to do route optimisation
+	out         *handoff // on its way to another member
+}
+
+// Member is the machine.
+type Member struct {
+	cfg   Config
+	self  Addrs
+	home  netip.Addr
+	other map[netip.Addr]string // names by address, of both kinds
+
+	now       time.Duration
+	machine   *node.Node // binds clients to the care-of address
+	registrar *node.Node // registers the daemon's address while this is the contact
+
+	contact    Contact
+	registered bool
+	oldContact string // before the last takeover, until graceEnds
+	graceEnds  time.Duration
+	takeover   *takeover
+
+	attached bool
+	accepts  bool // the application takes clients from other nodes
+	program  string
+
+	up map[string]*Message // the Hello of members that are connected, nil before it has come
+
+	clients map[netip.Addr]*client
+	idle    deadline.Queue[*client]
+
+	// Of the contact: what it has been told, and by whom it has not yet been told
+	// everything.
+	owners     map[netip.Addr]owner
+	unreported map[string]struct{}
+
+	lastID    uint64
+	outgoing  map[uint64]*handoff   // by our ID, as donor
+	bySession map[uint64]*handoff   // by the application's ID, as donor
+	incoming  map[handoffKey]*offer // as target
+	coming    map[netip.Addr]*offer // the same, by client: one at a time
+	offers    map[uint64]*offer     // by the ID towards the application
+	asked     map[uint64]uint64     // towards the application: the command's ID
+	timers    deadline.Queue[any]   // of *handoff, *offer, *takeover
+	settled   settled
+
+	out Output
+	buf [][]byte
+}
+
+// takeover is one that waits for the home agent.
+type takeover struct{ id uint64 }
+
+// New returns a member that has not been started.
+func New(cfg Config) (*Member, error) {
+	self, ok := cfg.Nodes[cfg.Name]
+	if !ok {
+		return nil, fmt.Errorf("member: node %q is not among the nodes of %s", cfg.Name, cfg.Home.Addr())
+	}
+	if _, ok := cfg.Nodes[cfg.Contact.Name]; !ok {
+		return nil, fmt.Errorf("member: contact %q is not among the nodes of %s", cfg.Contact.Name, cfg.Home.Addr())
+	}
+	for _, d := range []struct {
+		field *time.Duration
+		def   time.Duration
+	}{
+		{&cfg.IdleTimeout, time.Minute}, {&cfg.PrepareTimeout, time.Second}, {&cfg.HandoffTimeout, 30 * time.Second},
+		{&cfg.TakeoverTimeout, 10 * time.Second}, {&cfg.HandshakeGrace, time.Minute},
+	} {
+		if *d.field < 0 {
+			return nil, errors.New("member: a timeout is negative")
+		}
+		if *d.field == 0 {
+			*d.field = d.def
+		}
+	}
+	m := &Member{
+		cfg: cfg, self: self, home: cfg.Home.Addr(),
+		other:     make(map[netip.Addr]string),
+		contact:   cfg.Contact,
+		up:        make(map[string]*Message),
+		clients:   make(map[netip.Addr]*client),
+		outgoing:  make(map[uint64]*handoff),
+		bySession: make(map[uint64]*handoff),
+		incoming:  make(map[handoffKey]*offer),
+		coming:    make(map[netip.Addr]*offer),
+		offers:    make(map[uint64]*offer),
+		asked:     make(map[uint64]uint64),
+	}
+	for name, a := range cfg.Nodes {
+		if name != cfg.Name {
+			m.other[a.Daemon], m.other[a.CareOf] = name, name
+		}
+	}
+	var err error
+	mobile := node.Config{
+		Home: cfg.Home, CareOf: self.CareOf, HomeAgent: cfg.HomeAgent, SPI: cfg.SPI, Key: cfg.Key, Epoch: cfg.Epoch, Rand: cfg.Rand,
+	}
+	if m.machine, err = node.New(mobile); err != nil {
+		return nil, fmt.Errorf("member: %s: %w", m.home, err)
+	}
+	mobile.CareOf = self.Daemon
+	if m.registrar, err = node.New(mobile); err != nil {
+		return nil, fmt.Errorf("member: %s: the daemon's address: %w", m.home, err)
+	}
+	var b [8]byte
+	if _, err := io.ReadFull(cfg.Rand, b[:]); err != nil {
+		return nil, fmt.Errorf("member: random number: %w", err)
+	}
+	for i, v := range b {
+		m.lastID |= uint64(v) << (8 * i)
+	}
+	return m, nil
+}
+
+// Step takes an input at the time now, and does what is due.
+func (m *Member) Step(now time.Duration, in Input) Output {
+	m.now = max(m.now, now)
+	m.out = Output{Send: m.out.Send[:0], Relay: m.out.Relay[:0], Events: m.out.Events[:0]}
+	m.buf = m.buf[:0]
+	switch in := in.(type) {
+	case Start:
+		m.follow(m.contact)
+	case App:
+		m.fromApp(in.Message)
+	case AppGone:
+		m.appGone(in.Lost)
+	case Peer:
+		m.fromPeer(in.From, in.Message)
+	case PeerUp:
+		m.peerUp(in.Name)
+	case PeerDown:
+		m.peerDown(in.Name)
+	case Received:
+		m.received(in.Packet)
+	case Takeover:
+		m.startTakeover(in)
+	case HandOff:
+		m.ask(in)
+	case Optimise:
+		m.optimise(in.Client)
+	case DeleteBinding:
+		m.deleteBinding(in.Client)
+	case Tick:
+	}
+	m.due()
+	return m.out
+}
+
+// due does what has a deadline that has come.
+func (m *Member) due() {
+	if at, ok := m.machine.NextDeadline(); ok && at <= m.now {
+		m.mobile(node.Tick{})
+	}
+	if at, ok := m.registrar.NextDeadline(); ok && at <= m.now {
+		m.register(node.Tick{})
+	}
+	for {
+		k, ok := m.timers.Pop(m.now)
+		if !ok {
+			break
+		}
+		switch k := k.(type) {
+		case *handoff:
+			m.handoffLate(k)
+		case *offer:
+			m.offerLate(k)
+		case *takeover:
+			m.endTakeover(fmt.Errorf("the home agent %s has not answered within %v; this node is the contact all the same and goes on trying", m.cfg.HomeAgent, m.cfg.TakeoverTimeout))
+		}
+	}
+	for {
+		c, ok := m.idle.Pop(m.now)
+		if !ok {
+			break
+		}
+		m.retire(c)
+	}
+	m.settled.expire(m.now)
+}
+
+// NextDeadline is when [Member.Step] wants a [Tick]; ok is false if it does not.
+func (m *Member) NextDeadline() (at time.Duration, ok bool) {
+	next := func(a time.Duration, some bool) {
+		if some && (!ok || a < at) {
+			at, ok = a, true
+		}
+	}
+	next(m.machine.NextDeadline())
+	next(m.registrar.NextDeadline())
+	next(m.timers.Next())
+	next(m.idle.Next())
+	return at, ok
+}
+
+// Contact is the contact as this member knows it, and whether this member is it
+// and registered at the home agent.
+func (m *Member) Contact() (c Contact, registered bool) { return m.contact, m.registered }
+
+// IsContact reports whether this member is the contact.
+func (m *Member) IsContact() bool { return m.contact.Name == m.cfg.Name }
+
+// Attached tells the application, if there is one.
+func (m *Member) Attached() (program string, ok bool) { return m.program, m.attached }
+
+// Peers are the other members, and what they have said of themselves; nil: they
+// are not connected.
+func (m *Member) Peers() iter.Seq2[string, *Message] {
+	return func(yield func(string, *Message) bool) {
+		for _, name := range slices.Sorted(maps.Keys(m.cfg.Nodes)) {
+			if name == m.cfg.Name {
+				continue
+			}
+			if !yield(name, m.up[name]) {
+				return
+			}
+		}
+	}
+}
+
+// Clients are those that this member owns, in the order of their addresses.
+func (m *Member) Clients() []Client {
+	cs := make([]Client, 0, len(m.clients))
+	for _, c := range m.sorted() {
+		v, _ := m.Client(c.addr)
+		cs = append(cs, v)
+	}
+	return cs
+}
+
+// sorted are the clients in an order that does not vary from run to run.
+func (m *Member) sorted() []*client {
+	return slices.SortedFunc(maps.Values(m.clients), func(a, b *client) int { return a.addr.Compare(b.addr) })
+}
+
+// Client is one of them.
+func (m *Member) Client(addr netip.Addr) (Client, bool) {
+	c := m.clients[addr]
+	if c == nil {
+		return Client{}, false
+	}
+	g, _ := m.machine.Grant(addr, m.now)
+	out := Client{
+		Client: addr, Epoch: c.epoch, State: m.machine.State(addr), Sequence: g.Sequence, Connections: c.connections, Mode: Relayed,
+	}
+	switch {
+	case c.bound:
+		out.Mode = Optimised
+	case out.State == node.Testing || out.State == node.Binding || out.State == node.Established:
+		out.Mode = Testing
+	}
+	if c.out != nil {
+		out.Moving = c.out.to
+	}
+	return out, true
+}
+
+// Count is how many clients there are, and how many of them are bound.
+func (m *Member) Count() (clients, bound int) {
+	for _, c := range m.clients {
+		if c.bound {
+			bound++
+		}
+	}
+	return len(m.clients), bound
+}
+
+func (m *Member) event(kind string, client netip.Addr, node, detail string) {
+	m.out.Events = append(m.out.Events, Event{Kind: kind, Client: client, Node: node, Detail: detail})
+}
+
+func (m *Member) toApp(msg *api.Message) {
+	if m.attached {
+		m.out.App = append(m.out.App, msg)
+	}
+}
+
+// toPeer sends to a member; ok is false if it is not connected.
+func (m *Member) toPeer(name string, msg *Message) (ok bool) {
+	if _, ok = m.up[name]; ok {
+		msg.Server = m.home
+		m.out.Peers = append(m.out.Peers, ToPeer{name, msg})
+	}
+	return ok
+}

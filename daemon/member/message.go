@@ -1,0 +1,199 @@
+package member
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"github.com/distributed-servers/ds/mobility/node"
+)
+
+// Kind is what a [Message] is.
+type Kind uint8
+
+// Kinds of messages between the members of a distributed server.
+const (
+	// Hello begins every connection between two members: Contact and
+	// ContactEpoch as the sender knows them, Clients that it owns, Version.
+	Hello Kind = iota + 1
+	// SetContact tells that Contact is the contact with ContactEpoch. Owners
+	// answers it, as it answers a Hello of the contact: all that the sender owns.
+	SetContact
+	// TakeOver asks the receiver to become the contact.
+	TakeOver
+	// Owners tells the contact of clients that the sender owns; Complete with
+	// the last of those that tell of all.
+	Owners
+	// Stale answers Owners: their epochs are later than the sender knew.
+	Stale
+	// Gone tells the contact that nothing is left of Client.
+	Gone
+
+	// A handoff, from donor to target and back. All have the donor's ID.
+	Prepare  // Client, Epoch that it will have, Grant, Relayed
+	Prepared // Optimised, or Error
+	Transfer // Client, Snapshot, State
+	Imported // or Error
+	Commit   // Client, Epoch, Grant, Relayed
+	Done     // or Error: the target does not have the client and never will
+	Abort
+	// Query asks for Done again, after a connection was lost.
+	Query
+
+	kinds
+)
+
+var kindNames = [kinds]string{
+	Hello: "hello", SetContact: "set contact", TakeOver: "take over", Owners: "owners", Stale: "stale", Gone: "gone",
+	Prepare: "prepare", Prepared: "prepared", Transfer: "transfer", Imported: "imported",
+	Commit: "commit", Done: "done", Abort: "abort", Query: "query",
+}
+
+func (k Kind) String() string {
+	if k == 0 || k >= kinds {
+		return fmt.Sprintf("kind %d", uint8(k))
+	}
+	return kindNames[k]
+}
+
+// Version is that of the protocol between members. A member refuses peers of
+// another one.
+const Version = 1
+
+// Message is one between two members of the same distributed server.
+type Message struct {
+	Kind   Kind       `cbor:"1,keyasint"`
+	Server netip.Addr `cbor:"2,keyasint"` // the distributed server address
+	ID     uint64     `cbor:"3,keyasint,omitempty"`
+	Error  string     `cbor:"4,keyasint,omitempty"`
+
+	Client    netip.Addr `cbor:"5,keyasint,omitzero"`
+	Epoch     uint64     `cbor:"6,keyasint,omitempty"`
+	Grant     *Grant     `cbor:"7,keyasint,omitempty"`
+	Relayed   bool       `cbor:"8,keyasint,omitempty"`
+	Optimised bool       `cbor:"9,keyasint,omitempty"`
+
+	Snapshot    []byte   `cbor:"10,keyasint,omitempty"`
+	State       [][]byte `cbor:"11,keyasint,omitempty"`
+	Connections int      `cbor:"12,keyasint,omitempty"`
+
+	Version      int     `cbor:"13,keyasint,omitempty"`
+	Contact      string  `cbor:"14,keyasint,omitempty"`
+	ContactEpoch uint64  `cbor:"15,keyasint,omitempty"`
+	Clients      int     `cbor:"16,keyasint,omitempty"`
+	Owners       []Owned `cbor:"17,keyasint,omitempty"`
+	Complete     bool    `cbor:"18,keyasint,omitempty"`
+}
+
+// Owned is a client with the epoch of its ownership.
+type Owned struct {
+	_      struct{} `cbor:",toarray"`
+	Client netip.Addr
+	Epoch  uint64
+}
+
+// Grant is a [node.Grant] on the wire; times are in nanoseconds.
+type Grant struct {
+	_         struct{} `cbor:",toarray"`
+	Token     []byte
+	Nonce     uint16
+	Remaining time.Duration
+	Sequence  uint16
+	Binding   time.Duration
+}
+
+func newGrant(g node.Grant) *Grant {
+	if g == (node.Grant{}) {
+		return nil
+	}
+	return &Grant{Token: g.HomeToken[:], Nonce: g.HomeNonce, Remaining: g.Remaining, Sequence: g.Sequence, Binding: g.Binding}
+}
+
+// grant is what the machine gets; a token of the wrong size is none.
+func (g *Grant) grant() (out node.Grant) {
+	if g == nil {
+		return out
+	}
+	out.Sequence, out.Binding = g.Sequence, max(0, g.Binding)
+	if len(g.Token) == len(out.HomeToken) && g.Remaining > 0 {
+		copy(out.HomeToken[:], g.Token)
+		out.HomeNonce, out.Remaining = g.Nonce, g.Remaining
+	}
+	return out
+}
+
+// MaxOwners is how many clients one Owners message has at most.
+const MaxOwners = 4096
+
+// ErrMessage is returned for octets that are not a message.
+var ErrMessage = errors.New("member: not a message")
+
+var decoding, _ = cbor.DecOptions{
+	MaxArrayElements: 1 << 20,
+	MaxMapPairs:      64,
+	MaxNestedLevels:  6,
+	DupMapKey:        cbor.DupMapKeyEnforcedAPF,
+	IndefLength:      cbor.IndefLengthForbidden,
+}.DecMode()
+
+// Append appends m in CBOR (RFC 8949).
+func (m *Message) Append(b []byte) ([]byte, error) {
+	body, err := cbor.Marshal(m)
+	if err != nil {
+		return b, fmt.Errorf("member: %s: %w", m.Kind, err)
+	}
+	return append(b, body...), nil
+}
+
+// Parse reads a message. It is complete as its kind demands.
+func Parse(b []byte) (*Message, error) {
+	m := new(Message)
+	if err := decoding.Unmarshal(b, m); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrMessage, err)
+	}
+	if err := m.check(); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrMessage, m.Kind, err)
+	}
+	return m, nil
+}
+
+func (m *Message) check() error {
+	unicast := func(a netip.Addr) bool { return a.Is6() && !a.Is4In6() && a.Zone() == "" && a.IsGlobalUnicast() }
+	needsClient, needsID := false, false
+	switch m.Kind {
+	case Hello, SetContact:
+		if m.Contact == "" {
+			return errors.New("no contact")
+		}
+	case Owners, Stale:
+		for _, o := range m.Owners {
+			if !unicast(o.Client) {
+				return fmt.Errorf("client %s", o.Client)
+			}
+		}
+		if len(m.Owners) > MaxOwners {
+			return fmt.Errorf("%d clients, more than %d", len(m.Owners), MaxOwners)
+		}
+	case TakeOver:
+	case Gone:
+		needsClient = true
+	case Prepare, Transfer, Commit, Query:
+		needsClient, needsID = true, true
+	case Prepared, Imported, Done, Abort:
+		needsID = true
+	default:
+		return errors.New("unknown")
+	}
+	switch {
+	case !unicast(m.Server):
+		return fmt.Errorf("server %s", m.Server)
+	case needsClient && !unicast(m.Client):
+		return fmt.Errorf("client %s", m.Client)
+	case needsID && m.ID == 0:
+		return errors.New("no id")
+	}
+	return nil
+}

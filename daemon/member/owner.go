@@ -1,0 +1,252 @@
+package member
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/mobility/node"
+	"github.com/distributed-servers/ds/mobility/relay"
+)
+
+// owner is what the contact knows of a client.
+type owner struct {
+	name  string
+	epoch uint64
+}
+
+// fromApp takes a message of the application.
+func (m *Member) fromApp(msg *api.Message) {
+	if msg.Kind == api.Hello {
+		m.hello(msg)
+		return
+	}
+	if !m.attached {
+		return
+	}
+	switch msg.Kind {
+	case api.Owned:
+		m.own(msg.Client, msg.Connections)
+	case api.Gone:
+		m.gone(msg.Client)
+	case api.Prepare:
+		m.prepare(msg)
+	case api.Transfer, api.Commit, api.Abort:
+		m.proceed(msg)
+	case api.Accepted, api.Activated:
+		m.offered(msg)
+	case api.Answered:
+		m.answered(msg)
+	}
+}
+
+// hello begins a session. An application that comes back tells what it owns; a
+// new one owns nothing yet, but has to know which clients send directly.
+func (m *Member) hello(msg *api.Message) {
+	m.attached, m.accepts, m.program = true, msg.AcceptsHandoffs, msg.Program
+	m.toApp(&api.Message{Kind: api.Welcome, Config: m.sessionConfig()})
+	for _, a := range msg.Resume {
+		m.own(a, 1)
+	}
+	for _, c := range m.sorted() {
+		if c.bound {
+			m.toApp(&api.Message{Kind: api.Bound, Client: c.addr})
+		}
+	}
+	m.event("attached", netip.Addr{}, "", msg.Program)
+}
+
+// sessionConfig is what the application is to know now.
+func (m *Member) sessionConfig() *api.SessionConfig {
+	c := m.cfg.Session
+	c.Addr, c.CareOf, c.Node = m.home, m.self.CareOf, m.cfg.Name
+	c.Via, c.Contact = m.cfg.Nodes[m.contact.Name].Daemon, m.contact.Name
+	c.Peers, c.Nodes = nil, nil
+	for name := range m.Peers() {
+		a := m.cfg.Nodes[name]
+		c.Nodes = append(c.Nodes, name)
+		c.Peers = append(c.Peers, a.CareOf, a.Daemon)
+	}
+	// A contact that was relays for a while to those it knows.
+	if !m.IsContact() {
+		c.Peers = append(c.Peers, m.self.Daemon)
+	}
+	return &c
+}
+
+// appGone ends a session. If the application has ended its connections are
+// lost: its clients own nothing here, and are let go when they stay away.
+func (m *Member) appGone(lost bool) {
+	if !m.attached {
+		return
+	}
+	m.attached, m.accepts = false, false
+	detail := "its connections go on"
+	if lost {
+		detail = fmt.Sprintf("its connections are lost, those of %d clients", len(m.clients))
+	}
+	m.event("detached", netip.Addr{}, "", detail)
+	m.abandonHandoffs(lost)
+	for _, id := range slices.Sorted(maps.Keys(m.asked)) {
+		m.answer(Answer{ID: m.asked[id], Err: errors.New("the application has gone")})
+	}
+	clear(m.asked)
+	if !lost {
+		return
+	}
+	for _, c := range m.sorted() {
+		c.connections = 0
+		m.idle.Set(c, m.now+m.cfg.IdleTimeout)
+	}
+}
+
+// own makes a client this member's: it has connected, or the application that
+// has come back has it.
+func (m *Member) own(addr netip.Addr, connections int) {
+	c := m.clients[addr]
+	if c != nil {
+		c.connections = max(1, connections)
+		m.idle.Remove(c)
+		return
+	}
+	if !addr.Is6() || !addr.IsGlobalUnicast() {
+		return // a link-local client cannot have a binding, nor be relayed
+	}
+	c = &client{addr: addr, epoch: 1, connections: max(1, connections)}
+	m.clients[addr] = c
+	m.event("owned", addr, "", "")
+	m.mobile(node.Optimise{Client: addr})
+	m.tellContact(c)
+}
+
+// gone is that a client's last connection has ended.
+func (m *Member) gone(addr netip.Addr) {
+	if c := m.clients[addr]; c != nil && c.out == nil {
+		c.connections = 0
+		m.idle.Set(c, m.now+m.cfg.IdleTimeout)
+	}
+}
+
+// retire lets a client go that has stayed away.
+func (m *Member) retire(c *client) {
+	m.disown(c)
+	m.event("gone", c.addr, "", "")
+	m.mobile(node.Release{Client: c.addr})
+	if m.IsContact() {
+		m.forget(m.cfg.Name, c.addr, c.epoch)
+	} else {
+		m.toPeer(m.contact.Name, &Message{Kind: Gone, Client: c.addr, Epoch: c.epoch})
+	}
+}
+
+// disown takes a client out of the table.
+func (m *Member) disown(c *client) {
+	m.idle.Remove(c)
+	delete(m.clients, c.addr)
+}
+
+// tellContact tells whose a client is.
+func (m *Member) tellContact(c *client) {
+	if m.IsContact() {
+		m.claim(m.cfg.Name, Owned{Client: c.addr, Epoch: c.epoch})
+		return
+	}
+	m.toPeer(m.contact.Name, &Message{Kind: Owners, Owners: []Owned{{Client: c.addr, Epoch: c.epoch}}})
+}
+
+// report tells the contact of everything that this member owns.
+func (m *Member) report() {
+	if m.IsContact() {
+		for _, c := range m.sorted() {
+			m.claim(m.cfg.Name, Owned{Client: c.addr, Epoch: c.epoch})
+		}
+		return
+	}
+	msg := &Message{Kind: Owners}
+	for _, c := range m.sorted() {
+		if len(msg.Owners) == MaxOwners {
+			m.toPeer(m.contact.Name, msg)
+			msg = &Message{Kind: Owners}
+		}
+		msg.Owners = append(msg.Owners, Owned{Client: c.addr, Epoch: c.epoch})
+	}
+	msg.Complete = true
+	m.toPeer(m.contact.Name, msg)
+}
+
+// claim is, at the contact, that a member says that it owns a client. It may have
+// forgotten the epoch when it was started anew; then it is told. What another
+// member owns, as far as is known, it does not get: that one is there, and
+// would not have let go without telling.
+func (m *Member) claim(name string, o Owned) (epoch uint64) {
+	was, known := m.owners[o.Client]
+	epoch = o.Epoch
+	if known && was.epoch >= epoch && was != (owner{name, epoch}) {
+		if _, there := m.up[was.name]; was.name != name && (there || was.name == m.cfg.Name) {
+			m.event("conflict", o.Client, name, fmt.Sprintf("claims with epoch %d what %s owns with epoch %d", epoch, was.name, was.epoch))
+			return 0
+		}
+		epoch = was.epoch
+		if was.name != name {
+			epoch++
+		}
+	}
+	m.owners[o.Client] = owner{name, epoch}
+	m.out.Relay = append(m.out.Relay, relay.SetOwner{Client: o.Client, Owner: m.cfg.Nodes[name].CareOf, Epoch: epoch})
+	if c := m.clients[o.Client]; name == m.cfg.Name && c != nil {
+		c.epoch = epoch
+	}
+	return epoch
+}
+
+// claims takes Owners, and tells the epochs that were not known.
+func (m *Member) claims(from string, msg *Message) {
+	if !m.IsContact() {
+		return
+	}
+	answer := &Message{Kind: Stale}
+	for _, o := range msg.Owners {
+		if epoch := m.claim(from, o); epoch != o.Epoch && epoch != 0 {
+			answer.Owners = append(answer.Owners, Owned{Client: o.Client, Epoch: epoch})
+		}
+	}
+	if len(answer.Owners) > 0 {
+		m.toPeer(from, answer)
+	}
+	if msg.Complete {
+		delete(m.unreported, from)
+	}
+}
+
+// stale takes the contact's word for the epochs of clients.
+func (m *Member) stale(from string, owners []Owned) {
+	if from != m.contact.Name {
+		return
+	}
+	for _, o := range owners {
+		if c := m.clients[o.Client]; c != nil {
+			c.epoch = max(c.epoch, o.Epoch)
+		}
+	}
+}
+
+// forget is, at the contact, that a member has let a client go.
+func (m *Member) forget(name string, addr netip.Addr, epoch uint64) {
+	if o := m.owners[addr]; o.name == name && o.epoch <= epoch {
+		delete(m.owners, addr)
+		m.out.Relay = append(m.out.Relay, relay.Forget{Client: addr, Epoch: epoch})
+	}
+}
+
+// Owner tells who owns a client as far as this member knows: the contact knows
+// of all, others of their own.
+func (m *Member) Owner(addr netip.Addr) (name string, ok bool) {
+	if m.clients[addr] != nil {
+		return m.cfg.Name, true
+	}
+	o, ok := m.owners[addr]
+	return o.name, ok
+}

@@ -1,0 +1,195 @@
+package member
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/mobility/node"
+)
+
+// offer is a handoff of which this member is the target.
+//
+//	        the client's        Transfer         accepted          Commit
+//	        answers, or none             by the application
+//	testing ─────────────► ready ────────► offering ────────► waiting ──────► activating
+//	   │                     │                │                  │                │
+//	   └─────────────────────┴── refused, ────┴──────────────────┘                ▼
+//	                             late, called off: (end)                        (end)
+type offer struct {
+	key     handoffKey
+	id      uint64 // towards the application
+	client  netip.Addr
+	relayed bool
+	stage   offerStage
+	conns   int
+}
+
+type offerStage uint8
+
+const (
+	testing offerStage = iota
+	ready
+	offering
+	waiting
+	activating
+)
+
+// asTarget takes the donor's messages.
+func (m *Member) asTarget(from string, msg *Message) {
+	key := handoffKey{from, msg.ID}
+	o := m.incoming[key]
+	switch {
+	case msg.Kind == Prepare && o == nil:
+		m.consider(key, msg)
+	case msg.Kind == Transfer && o != nil && o.stage == ready && msg.Client == o.client:
+		o.stage, o.id, o.conns = offering, m.newID(), msg.Connections
+		m.offers[o.id] = o
+		m.toApp(&api.Message{
+			Kind: api.Offer, ID: o.id, Client: o.client, From: from, Snapshot: msg.Snapshot, State: msg.State,
+		})
+	case msg.Kind == Transfer:
+		m.toPeer(from, &Message{Kind: Imported, ID: msg.ID, Error: "the handoff is not prepared here (any more)"})
+	case msg.Kind == Commit && o != nil && o.stage == waiting && msg.Client == o.client:
+		m.take(o, msg)
+	case (msg.Kind == Commit || msg.Kind == Query) && (o == nil || o.stage < activating):
+		m.judge(key, o)
+	}
+}
+
+// consider decides whether a client may come.
+func (m *Member) consider(key handoffKey, msg *Message) {
+	refuse := func(why string) { m.toPeer(key.from, &Message{Kind: Prepared, ID: key.id, Error: why}) }
+	switch {
+	case !m.attached:
+		refuse("no application is attached")
+		return
+	case !m.accepts:
+		refuse("the application takes no clients from other nodes")
+		return
+	case m.clients[msg.Client] != nil:
+		refuse("it has connections of this client itself")
+		return
+	}
+	if o := m.coming[msg.Client]; o != nil {
+		m.drop(o) // its donor has given up, or it would not be offered again
+	}
+	o := &offer{key: key, client: msg.Client, relayed: msg.Relayed}
+	m.incoming[key], m.coming[o.client] = o, o
+	if o.relayed {
+		m.prepared(o, false)
+		return
+	}
+	m.timers.Set(o, m.now+m.cfg.PrepareTimeout)
+	m.mobile(node.Prepare{Client: msg.Client, Grant: msg.Grant.grant()})
+}
+
+// ready is that the machine has all it takes to bind a client, or will not.
+func (m *Member) ready(addr netip.Addr, all bool) {
+	if o := m.coming[addr]; o != nil && o.stage == testing {
+		m.prepared(o, all)
+	}
+}
+
+func (m *Member) prepared(o *offer, optimised bool) {
+	o.stage = ready
+	m.timers.Set(o, m.now+m.cfg.HandoffTimeout)
+	m.toPeer(o.key.from, &Message{Kind: Prepared, ID: o.key.id, Optimised: optimised})
+}
+
+// offered takes the application's answers.
+func (m *Member) offered(msg *api.Message) {
+	o := m.offers[msg.ID]
+	if o == nil {
+		return
+	}
+	switch {
+	case msg.Kind == api.Accepted && o.stage == offering && msg.Error != "":
+		m.refuse(o, msg.Error)
+	case msg.Kind == api.Accepted && o.stage == offering:
+		o.stage = waiting
+		m.toPeer(o.key.from, &Message{Kind: Imported, ID: o.key.id})
+	case msg.Kind == api.Activated && o.stage == activating:
+		m.complete(o)
+	}
+}
+
+// take makes the client this member's. The Binding Update goes out before the
+// application sends.
+func (m *Member) take(o *offer, msg *Message) {
+	o.stage = activating
+	m.timers.Remove(o)
+	c := &client{addr: o.client, epoch: msg.Epoch, connections: max(1, o.conns), relayed: msg.Relayed}
+	m.clients[c.addr] = c
+	if !c.relayed {
+		m.mobile(node.Bind{Client: c.addr, Grant: msg.Grant.grant()})
+	}
+	m.event("taken over", c.addr, o.key.from, "")
+	m.toApp(&api.Message{Kind: api.Activate, ID: o.id, Client: c.addr, Optimised: c.bound})
+	m.tellContact(c)
+}
+
+// complete tells the donor that its copy is one too many.
+func (m *Member) complete(o *offer) {
+	c := m.clients[o.client]
+	m.settled.set(o.key, "", m.now)
+	m.toPeer(o.key.from, &Message{Kind: Done, ID: o.key.id, Optimised: c != nil && c.bound})
+	m.remove(o)
+}
+
+// judge answers a donor that has committed what is not waiting for it. What is
+// said once stands.
+func (m *Member) judge(key handoffKey, o *offer) {
+	if _, known := m.settled.ended[key]; !known {
+		m.settled.set(key, "the handoff had ended here before it was committed", m.now)
+	}
+	if o != nil {
+		m.drop(o)
+	}
+	m.toPeer(key.from, &Message{Kind: Done, ID: key.id, Error: m.settled.ended[key].err})
+}
+
+// refuse ends an offer with the reason, drop without.
+func (m *Member) refuse(o *offer, why string) {
+	kind := Imported
+	if o.stage == testing {
+		kind = Prepared
+	}
+	m.toPeer(o.key.from, &Message{Kind: kind, ID: o.key.id, Error: why})
+	m.drop(o)
+}
+
+func (m *Member) drop(o *offer) {
+	if o.stage == offering || o.stage == waiting {
+		m.toApp(&api.Message{Kind: api.Forget, ID: o.id, Client: o.client})
+	}
+	if m.clients[o.client] == nil && !o.relayed {
+		m.mobile(node.Abandon{Client: o.client})
+	}
+	m.settled.set(o.key, "the handoff had ended here before it was committed", m.now)
+	m.remove(o)
+}
+
+func (m *Member) remove(o *offer) {
+	m.timers.Remove(o)
+	delete(m.incoming, o.key)
+	delete(m.coming, o.client)
+	delete(m.offers, o.id)
+}
+
+// calledOff is the donor's Abort.
+func (m *Member) calledOff(from string, msg *Message) {
+	if o := m.incoming[handoffKey{from, msg.ID}]; o != nil && o.stage < activating {
+		m.drop(o)
+	}
+}
+
+// offerLate is that an offer has taken too long: if for the client, it goes on
+// without its answers.
+func (m *Member) offerLate(o *offer) {
+	if o.stage == testing {
+		m.prepared(o, false)
+		return
+	}
+	m.refuse(o, fmt.Sprintf("it has taken more than %v", m.cfg.HandoffTimeout))
+}

@@ -1,0 +1,314 @@
+package peer
+
+import (
+	"bytes"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/distributed-servers/ds/internal/testcert"
+)
+
+// heard is what a handler was told.
+type heard struct {
+	what, name string
+	frame      []byte
+	err        error
+}
+
+// recorder is a handler that writes down what it is told.
+type recorder chan heard
+
+func (r recorder) Up(name string)              { r <- heard{what: "up", name: name} }
+func (r recorder) Down(name string, err error) { r <- heard{what: "down", name: name, err: err} }
+func (r recorder) Received(name string, frame []byte) {
+	r <- heard{what: "frame", name: name, frame: frame}
+}
+
+func (r recorder) next(t testing.TB, what string) heard {
+	t.Helper()
+	select {
+	case h := <-r:
+		if h.what != what {
+			t.Fatalf("was told %+v, want %s", h, what)
+		}
+		return h
+	case <-time.After(10 * time.Second):
+		t.Fatalf("was not told %s", what)
+	}
+	panic("not reached")
+}
+
+type logBuffer struct{ c chan string }
+
+func (l logBuffer) Write(b []byte) (int, error) {
+	select {
+	case l.c <- string(b):
+	default:
+	}
+	return len(b), nil
+}
+
+// world is an authority and addresses that nobody else uses.
+type world struct {
+	*testcert.Authority
+	addrs map[string]netip.AddrPort
+}
+
+func newWorld(t testing.TB, names ...string) *world {
+	t.Helper()
+	a, err := testcert.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{a, make(map[string]netip.AddrPort)}
+	var held []net.Listener
+	for _, name := range names {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, l)
+		w.addrs[name] = l.Addr().(*net.TCPAddr).AddrPort()
+	}
+	for _, l := range held {
+		l.Close()
+	}
+	return w
+}
+
+func (w *world) open(t testing.TB, name string, change ...func(*Config)) (*Mesh, recorder, logBuffer) {
+	t.Helper()
+	cert, err := w.Issue(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, log := make(recorder, 1<<16), logBuffer{make(chan string, 100)}
+	cfg := Config{
+		Name: name, Listen: w.addrs[name], Peers: make(map[string]netip.AddrPort),
+		Certificate: cert, Authorities: w.Pool(), Handler: r, Logger: slog.New(slog.NewTextHandler(log, nil)),
+		Retry: 10 * time.Millisecond,
+	}
+	for other, addr := range w.addrs {
+		if other != name {
+			cfg.Peers[other] = addr
+		}
+	}
+	for _, f := range change {
+		f(&cfg)
+	}
+	m, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	return m, r, log
+}
+
+func TestFramesBothWaysInOrder(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	a, ra, _ := w.open(t, "a")
+	b, rb, _ := w.open(t, "b")
+	ra.next(t, "up")
+	rb.next(t, "up")
+	const n = 1000
+	for i := range n {
+		frame := bytes.Repeat([]byte{byte(i)}, 1+i*17)
+		if err := errors.Join(a.Send("b", frame), b.Send("a", frame)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range []recorder{ra, rb} {
+		for i := range n {
+			if h := r.next(t, "frame"); len(h.frame) != 1+i*17 || h.frame[0] != byte(i) {
+				t.Fatalf("frame %d has %d octets and begins with %d", i, len(h.frame), h.frame[0])
+			}
+		}
+	}
+}
+
+func TestNodeComesBack(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	a, ra, _ := w.open(t, "a")
+	if err := a.Send("b", []byte("x")); !errors.Is(err, ErrNotConnected) {
+		t.Fatalf("before there is a connection: %v", err)
+	}
+	for range 3 {
+		b, rb, _ := w.open(t, "b")
+		ra.next(t, "up")
+		rb.next(t, "up")
+		if err := b.Send("a", []byte("here")); err != nil {
+			t.Fatal(err)
+		}
+		ra.next(t, "frame")
+		b.Close()
+		rb.next(t, "down")
+		ra.next(t, "down")
+	}
+}
+
+// Whoever does not prove that it is a node of the cluster is refused, and never
+// up.
+func TestStrangers(t *testing.T) {
+	w := newWorld(t, "a", "b", "c")
+	others := newWorld(t, "a") // another cluster
+	for name, change := range map[string]func(*Config){
+		"other authority": func(c *Config) {
+			c.Certificate, _ = others.Issue("a")
+			c.Authorities = w.Pool()
+		},
+		"believes in others": func(c *Config) { c.Authorities = others.Pool() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, rb, log := w.open(t, "b", func(c *Config) { delete(c.Peers, "c") })
+			a, ra, _ := w.open(t, "a", change, func(c *Config) { delete(c.Peers, "c") })
+			select {
+			case <-log.c:
+			case <-time.After(10 * time.Second):
+				t.Fatal("b has not said that it refuses a connection")
+			}
+			a.Close()
+			b.Close()
+			if len(ra) > 0 || len(rb) > 0 {
+				t.Errorf("a was told %d things, b %d", len(ra), len(rb))
+			}
+		})
+	}
+	t.Run("not its name", func(t *testing.T) {
+		cert, err := w.Issue("c")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = Open(Config{Name: "a", Listen: w.addrs["a"], Certificate: cert, Authorities: w.Pool()})
+		if err == nil || !strings.Contains(err.Error(), `for ["c"], not for node a`) {
+			t.Errorf("opened: %v", err)
+		}
+	})
+	t.Run("a greater name connects", func(t *testing.T) {
+		_, rb, log := w.open(t, "b")
+		cert, err := w.Issue("c")
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := tls.Dial("tcp", w.addrs["b"].String(), &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: w.Pool(), ServerName: "b"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := conn.Read(make([]byte, 1)); err == nil {
+			t.Error("it was answered")
+		}
+		for line := ""; !strings.Contains(line, "names no node"); {
+			select {
+			case line = <-log.c: // that it cannot reach c itself comes too
+			case <-time.After(10 * time.Second):
+				t.Fatal("b has not said that it refuses the connection")
+			}
+		}
+		if len(rb) > 0 {
+			t.Errorf("%d events", len(rb))
+		}
+	})
+}
+
+// A peer that says nothing is given up, and so is one that reads nothing.
+func TestSilence(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	cert, err := w.Issue("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, rb, _ := w.open(t, "b", func(c *Config) { c.Timeout = 100 * time.Millisecond; c.MaxBacklog = 8 << 20 })
+	dial := func() *tls.Conn {
+		conn, err := tls.Dial("tcp", w.addrs["b"].String(), &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: w.Pool(), ServerName: "b"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		if _, err := conn.Write(make([]byte, 4)); err != nil {
+			t.Fatal(err)
+		}
+		rb.next(t, "up")
+		return conn
+	}
+	dial()
+	if h := rb.next(t, "down"); !errors.Is(h.err, os.ErrDeadlineExceeded) {
+		t.Errorf("given up because of: %v", h.err)
+	}
+
+	dial()
+	var failed error
+	for i := 0; failed == nil && i < 1000; i++ {
+		failed = b.Send("a", make([]byte, 1<<20))
+	}
+	rb.next(t, "down")
+	if !errors.Is(failed, ErrNotConnected) {
+		t.Errorf("sent 1000 MiB to who reads nothing: %v", failed)
+	}
+
+	// One frame is too long.
+	conn := dial()
+	if _, err := conn.Write([]byte{0xff, 0xff, 0xff, 0xff}); err != nil {
+		t.Fatal(err)
+	}
+	if h := rb.next(t, "down"); !strings.Contains(h.err.Error(), "a frame of 4294967295 octets") {
+		t.Errorf("given up because of: %v", h.err)
+	}
+}
+
+func TestAddressInUse(t *testing.T) {
+	w := newWorld(t, "a")
+	w.open(t, "a")
+	cert, _ := w.Issue("a")
+	_, err := Open(Config{Name: "a", Listen: w.addrs["a"], Certificate: cert, Authorities: w.Pool()})
+	if err == nil || !strings.Contains(err.Error(), "is another dsco running") {
+		t.Errorf("opened: %v", err)
+	}
+}
+
+func FuzzReadFrame(f *testing.F) {
+	f.Add([]byte{0, 0, 0, 1, 7})
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
+	f.Add([]byte{0, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		const limit = 1 << 30
+		frame, err := readFrame(bytes.NewReader(b), limit)
+		if err != nil {
+			return
+		}
+		again := append(binary.BigEndian.AppendUint32(nil, uint32(len(frame))), frame...)
+		if !bytes.HasPrefix(b, again) {
+			t.Fatalf("%x is read as %x", b, frame)
+		}
+		if cap(frame) > 2*len(b)+1<<20 {
+			t.Fatalf("%d octets of input took %d", len(b), cap(frame))
+		}
+	})
+}
+
+func BenchmarkRoundTrip(b *testing.B) {
+	for _, size := range []int{100, 1000, 100_000} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			w := newWorld(b, "a", "b")
+			ma, ra, _ := w.open(b, "a")
+			mb, rb, _ := w.open(b, "b")
+			ra.next(b, "up")
+			rb.next(b, "up")
+			frame := make([]byte, size)
+			for b.Loop() {
+				ma.Send("b", frame)
+				h := <-rb
+				mb.Send("a", h.frame)
+				<-ra
+			}
+		})
+	}
+}

@@ -12,7 +12,7 @@ import (
 //
 //	        the client's        Transfer         accepted          Commit
 //	        answers, or none             by the application
-//	testing ─────────────► ready ────────► offering ────────► waiting ──────► activating
+//	proving ─────────────► ready ────────► offering ────────► waiting ──────► activating
 //	   │                     │                │                  │                │
 //	   └─────────────────────┴── refused, ────┴──────────────────┘                ▼
 //	                             late, called off: (end)                        (end)
@@ -28,7 +28,7 @@ type offer struct {
 type offerStage uint8
 
 const (
-	testing offerStage = iota
+	proving offerStage = iota
 	ready
 	offering
 	waiting
@@ -86,7 +86,7 @@ func (m *Member) consider(key handoffKey, msg *Message) {
 
 // ready is that the machine has all it takes to bind a client, or will not.
 func (m *Member) ready(addr netip.Addr, all bool) {
-	if o := m.coming[addr]; o != nil && o.stage == testing {
+	if o := m.coming[addr]; o != nil && o.stage == proving {
 		m.prepared(o, all)
 	}
 }
@@ -152,7 +152,7 @@ func (m *Member) judge(key handoffKey, o *offer) {
 // refuse ends an offer with the reason, drop without.
 func (m *Member) refuse(o *offer, why string) {
 	kind := Imported
-	if o.stage == testing {
+	if o.stage == proving {
 		kind = Prepared
 	}
 	m.toPeer(o.key.from, &Message{Kind: kind, ID: o.key.id, Error: why})
@@ -187,7 +187,7 @@ func (m *Member) calledOff(from string, msg *Message) {
 // offerLate is that an offer has taken too long: if for the client, it goes on
 // without its answers.
 func (m *Member) offerLate(o *offer) {
-	if o.stage == testing {
+	if o.stage == proving {
 		m.prepared(o, false)
 		return
 	}

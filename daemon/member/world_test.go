@@ -1,0 +1,560 @@
+package member
+
+import (
+	"container/heap"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/mobility/correspondent"
+	"github.com/distributed-servers/ds/mobility/homeagent"
+	"github.com/distributed-servers/ds/mobility/relay"
+	"github.com/distributed-servers/ds/mobility/wire"
+)
+
+// A world is a distributed server of three members with applications that only
+// pretend to have connections, a home agent and clients, in which messages take
+// their time and connections between members break. The same seed gives the same
+// run.
+//
+//	clients ── home agent
+//	   └───────┬───┴───┬───────┐
+//	           a ───── b ───── c     each with an application
+type world struct {
+	t    *testing.T
+	rand *rand.Rand
+	now  time.Duration
+	seq  uint64
+	todo events
+
+	members map[string]*host
+	agent   *homeagent.HomeAgent
+	clients map[netip.Addr]*testClient
+
+	// up are the connections between members, by both names in order; each time
+	// one breaks it gets a new number, and what is on the way is lost.
+	up map[[2]string]int
+
+	lossy bool // packets get lost
+	log   []string
+}
+
+var (
+	home      = netip.MustParsePrefix("2001:db8:1::1/64")
+	agentAddr = netip.MustParseAddr("2001:db8:1::ff")
+	epoch     = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	secret    = wire.SharedKey("a secret of sixteen octets")
+	names     = []string{"a", "b", "c"}
+)
+
+func nodes() map[string]Addrs {
+	m := make(map[string]Addrs)
+	for i, n := range names {
+		m[n] = Addrs{
+			Daemon: netip.MustParseAddr(fmt.Sprintf("2001:db8:2::%x", i+1)),
+			CareOf: netip.MustParseAddr(fmt.Sprintf("2001:db8:2:%x::1", i+1)),
+		}
+	}
+	return m
+}
+
+func clientAddr(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("2001:db8:c::%x", i+1)) }
+
+// random is the world's, as an io.Reader.
+type random struct{ *rand.Rand }
+
+func (r random) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+	return len(b), nil
+}
+
+// host is a member with its relay and its application.
+type host struct {
+	w     *world
+	name  string
+	m     *Member
+	relay *relay.Relay
+	app   *app
+	saved Contact
+
+	answers map[uint64]Answer
+	events  []Event
+}
+
+// app is an application that pretends.
+type app struct {
+	h       *host
+	live    map[netip.Addr]bool // it may send for these
+	frozen  map[netip.Addr]bool // it has these, silent
+	bound   map[netip.Addr]bool
+	lastID  uint64
+	moving  map[uint64]move
+	offered map[uint64]netip.Addr
+	ended   map[netip.Addr]string // how the last handoff of a client has ended; "" is well
+	refuses string                // why it takes no clients
+	config  *api.SessionConfig
+}
+
+type move struct {
+	client netip.Addr
+	to     string
+	asked  uint64
+}
+
+type testClient struct {
+	addr netip.Addr
+	c    *correspondent.Correspondent // nil: it does not speak Mobile IPv6
+}
+
+type event struct {
+	at  time.Duration
+	seq uint64
+	do  func()
+}
+
+type events []event
+
+func (e events) Len() int { return len(e) }
+func (e events) Less(i, j int) bool {
+	return e[i].at < e[j].at || e[i].at == e[j].at && e[i].seq < e[j].seq
+}
+func (e events) Swap(i, j int) { e[i], e[j] = e[j], e[i] }
+func (e *events) Push(x any)   { *e = append(*e, x.(event)) }
+func (e *events) Pop() any {
+	old := *e
+	x := old[len(old)-1]
+	*e = old[:len(old)-1]
+	return x
+}
+
+func newWorld(t *testing.T, seed uint64) *world {
+	w := &world{
+		t: t, rand: rand.New(rand.NewPCG(seed, 0)), now: time.Second,
+		members: make(map[string]*host), clients: make(map[netip.Addr]*testClient), up: make(map[[2]string]int),
+	}
+	var err error
+	w.agent, err = homeagent.New(homeagent.Config{
+		Addr: agentAddr, Prefixes: []homeagent.Prefix{{Prefix: home.Masked()}},
+		Keys:  map[netip.Addr]homeagent.Credential{home.Addr(): {SPI: 256, Key: secret}},
+		Epoch: epoch, Rand: random{w.rand}, RefreshAdvice: 12 * time.Second,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range names {
+		h := &host{w: w, name: n, saved: Contact{Name: "a"}, answers: make(map[uint64]Answer)}
+		w.members[n] = h
+		h.boot()
+	}
+	for i, a := range names {
+		for _, b := range names[i+1:] {
+			w.connect(a, b)
+		}
+	}
+	return w
+}
+
+func (h *host) boot() {
+	var err error
+	h.m, err = New(Config{
+		Name: h.name, Home: home, HomeAgent: agentAddr, SPI: 256, Key: secret, Nodes: nodes(), Contact: h.saved,
+		Epoch: epoch, Rand: random{h.w.rand},
+	})
+	if err != nil {
+		h.w.t.Fatal(err)
+	}
+	h.relay = nil
+	h.step(Start{})
+}
+
+// attach starts an application, or lets it come back.
+func (h *host) attach() {
+	a := h.app
+	if a == nil {
+		a = &app{
+			h: h, live: make(map[netip.Addr]bool), frozen: make(map[netip.Addr]bool), bound: make(map[netip.Addr]bool),
+			moving: make(map[uint64]move), offered: make(map[uint64]netip.Addr), ended: make(map[netip.Addr]string),
+		}
+		h.app = a
+	}
+	hello := &api.Message{Kind: api.Hello, Program: "test", AcceptsHandoffs: true}
+	for c := range a.live {
+		hello.Resume = append(hello.Resume, c)
+	}
+	slices.SortFunc(hello.Resume, netip.Addr.Compare)
+	h.step(App{hello})
+}
+
+func (w *world) after(d time.Duration, do func()) {
+	w.seq++
+	heap.Push(&w.todo, event{w.now + d, w.seq, do})
+}
+
+// delay is how long a message takes.
+func (w *world) delay() time.Duration {
+	return time.Duration(100+w.rand.IntN(400)) * time.Microsecond
+}
+
+// run lets time pass.
+func (w *world) run(d time.Duration) {
+	end := w.now + d
+	for {
+		at, do := end, func() {}
+		if len(w.todo) > 0 && w.todo[0].at <= at {
+			at = w.todo[0].at
+			do = func() { heap.Pop(&w.todo).(event).do() }
+		}
+		for _, n := range names {
+			if next, ok := w.members[n].m.NextDeadline(); ok && max(next, w.now) < at {
+				at, do = max(next, w.now), func() { w.members[n].step(Tick{}) }
+			}
+		}
+		if next, ok := w.agent.NextDeadline(); ok && max(next, w.now) < at {
+			at, do = max(next, w.now), func() { w.stepAgent(homeagent.Tick{}) }
+		}
+		w.now = max(w.now, at)
+		do()
+		if at >= end {
+			return
+		}
+	}
+}
+
+func (w *world) logf(format string, args ...any) {
+	w.log = append(w.log, fmt.Sprintf("%12v ", w.now)+fmt.Sprintf(format, args...))
+}
+
+func pair(a, b string) [2]string {
+	if a > b {
+		a, b = b, a
+	}
+	return [2]string{a, b}
+}
+
+func (w *world) connect(a, b string) {
+	w.up[pair(a, b)]++
+	w.members[a].step(PeerUp{b})
+	w.members[b].step(PeerUp{a})
+}
+
+// disconnect breaks a connection for a time. Each side finds out in its own time.
+func (w *world) disconnect(a, b string, d time.Duration) {
+	p := pair(a, b)
+	if w.up[p]%2 == 0 {
+		return
+	}
+	w.logf("%s and %s are disconnected", a, b)
+	w.up[p]++
+	w.after(w.delay(), func() { w.members[a].step(PeerDown{b}) })
+	w.after(w.delay(), func() { w.members[b].step(PeerDown{a}) })
+	w.after(time.Millisecond+d, func() { w.connect(a, b) })
+}
+
+func (h *host) step(in Input) {
+	w := h.w
+	if p, ok := in.(Peer); ok {
+		w.logf("%s ◄ %s: %s %d %s %s", h.name, p.From, p.Message.Kind, p.Message.ID, p.Message.Client, p.Message.Error)
+	}
+	out := h.m.Step(w.now, in)
+	if out.Save != nil {
+		h.saved = *out.Save
+	}
+	for _, p := range out.Send {
+		w.route(p)
+	}
+	if out.NewRelay {
+		a := nodes()[h.name]
+		var err error
+		if h.relay, err = relay.New(relay.Config{Home: home.Addr(), CareOf: a.Daemon, HomeAgent: agentAddr}); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	if h.relay != nil {
+		for _, in := range out.Relay {
+			h.relay.Step(w.now, in)
+		}
+	}
+	for _, m := range out.App {
+		app := h.app
+		w.after(w.delay()/4, func() {
+			if h.app == app {
+				h.app.receive(m)
+			}
+		})
+	}
+	for _, p := range out.Peers {
+		n := w.up[pair(h.name, p.To)]
+		b, err := p.Message.Append(nil)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.after(500*time.Microsecond, func() { // in order
+			if n%2 == 1 && w.up[pair(h.name, p.To)] == n {
+				msg, err := Parse(b)
+				if err != nil {
+					w.t.Fatal(err)
+				}
+				w.members[p.To].step(Peer{h.name, msg})
+			}
+		})
+	}
+	h.events = append(h.events, slices.Clone(out.Events)...)
+	for _, e := range out.Events {
+		w.logf("%s: %s %s %s %s", h.name, e.Kind, e.Client, e.Node, e.Detail)
+		if e.Kind == "conflict" {
+			w.fail("%s: %+v", h.name, e)
+		}
+	}
+	for _, a := range out.Answers {
+		h.answers[a.ID] = a
+	}
+}
+
+// route brings a packet to where it goes.
+func (w *world) route(b []byte) {
+	b = slices.Clone(b)
+	if w.lossy && w.rand.IntN(20) == 0 {
+		return
+	}
+	w.after(w.delay(), func() { w.arrive(b) })
+}
+
+func (w *world) arrive(b []byte) {
+	to := dst(b)
+	tunnel := wire.Protocol(b[nextHeader]) == wire.IPv6
+	if to == agentAddr || to == home.Addr() {
+		w.stepAgent(homeagent.Received{Packet: b})
+		return
+	}
+	if c := w.clients[to]; c != nil {
+		if c.c == nil {
+			return
+		}
+		for _, p := range c.c.Step(w.now, correspondent.Received{Packet: b}).Send {
+			w.route(p)
+		}
+		return
+	}
+	for n, a := range nodes() {
+		h := w.members[n]
+		switch {
+		case to == a.CareOf && !tunnel:
+			h.step(Received{b})
+		case to == a.Daemon && tunnel && h.relay != nil:
+			out := h.relay.Step(w.now, relay.Received{Packet: b})
+			for _, p := range out.Send {
+				w.route(p)
+			}
+			for _, p := range out.Local {
+				h.step(Received{slices.Clone(p)})
+			}
+		case to == a.Daemon:
+			h.step(Received{b})
+		}
+	}
+}
+
+func (w *world) stepAgent(in homeagent.Input) {
+	for _, p := range w.agent.Step(w.now, in).Send {
+		w.route(p)
+	}
+}
+
+// addClient adds a client, which connects to a node.
+func (w *world) addClient(i int, mobile bool, at string) netip.Addr {
+	c := &testClient{addr: clientAddr(i)}
+	if mobile {
+		var err error
+		c.c, err = correspondent.New(correspondent.Config{Local: func(a netip.Addr) bool { return a == c.addr }, Rand: random{w.rand}})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	w.clients[c.addr] = c
+	h := w.members[at]
+	h.app.live[c.addr] = true
+	h.step(App{&api.Message{Kind: api.Owned, Client: c.addr, Connections: 1}})
+	return c.addr
+}
+
+func (a *app) send(m *api.Message) {
+	h := a.h
+	h.w.after(h.w.delay()/4, func() {
+		if h.app == a {
+			h.step(App{m})
+		}
+	})
+}
+
+// handOff begins a handoff.
+func (a *app) handOff(client netip.Addr, to string, asked uint64) {
+	a.lastID++
+	a.moving[a.lastID] = move{client, to, asked}
+	delete(a.ended, client)
+	a.send(&api.Message{Kind: api.Prepare, ID: a.lastID, Client: client, To: to})
+}
+
+func (a *app) end(id uint64, client netip.Addr, why string) {
+	mv := a.moving[id]
+	delete(a.moving, id)
+	a.ended[client] = why
+	a.h.w.logf("%s's application: handoff %d of %s to %s ends %q", a.h.name, id, client, mv.to, why)
+	if mv.asked != 0 {
+		a.send(&api.Message{Kind: api.Answered, ID: mv.asked, Error: why})
+	}
+}
+
+// receive takes a message of the member.
+func (a *app) receive(m *api.Message) {
+	w := a.h.w
+	switch mv := a.moving[m.ID]; m.Kind {
+	case api.Welcome, api.ConfigChanged:
+		a.config = m.Config
+	case api.Bound:
+		a.bound[m.Client] = true
+	case api.Unbound:
+		delete(a.bound, m.Client)
+	case api.Asked:
+		a.handOff(m.Client, m.To, m.ID)
+	case api.Prepared:
+		if m.Error != "" {
+			a.end(m.ID, mv.client, m.Error)
+			return
+		}
+		delete(a.live, mv.client)
+		a.frozen[mv.client] = true
+		a.send(&api.Message{Kind: api.Transfer, ID: m.ID, Client: mv.client, Snapshot: []byte("connections of " + mv.client.String())})
+	case api.Imported:
+		if m.Error != "" {
+			a.thaw(mv.client)
+			a.end(m.ID, mv.client, m.Error)
+			return
+		}
+		a.send(&api.Message{Kind: api.Commit, ID: m.ID, Client: mv.client})
+	case api.Done:
+		if m.Error != "" {
+			a.thaw(mv.client)
+		} else {
+			delete(a.frozen, mv.client)
+			delete(a.bound, mv.client)
+		}
+		a.end(m.ID, mv.client, m.Error)
+	case api.Offer:
+		if string(m.Snapshot) != "connections of "+m.Client.String() {
+			w.fail("%s is offered %q for %s", a.h.name, m.Snapshot, m.Client)
+		}
+		if a.refuses == "" {
+			a.offered[m.ID] = m.Client
+		}
+		a.send(&api.Message{Kind: api.Accepted, ID: m.ID, Error: a.refuses})
+	case api.Activate:
+		if a.offered[m.ID] != m.Client {
+			w.fail("%s is to activate %s, which it has not", a.h.name, m.Client)
+		}
+		delete(a.offered, m.ID)
+		if m.Optimised {
+			a.bound[m.Client] = true
+		}
+		a.live[m.Client] = true
+		w.oneOwner()
+		a.send(&api.Message{Kind: api.Activated, ID: m.ID})
+	case api.Forget:
+		delete(a.offered, m.ID)
+	}
+}
+
+func (a *app) thaw(client netip.Addr) {
+	delete(a.frozen, client)
+	a.live[client] = true
+	a.h.w.oneOwner()
+}
+
+// oneOwner is what must always be true: at most one application may send for a
+// client.
+func (w *world) oneOwner() {
+	for addr := range w.clients {
+		var owners []string
+		for _, n := range names {
+			if a := w.members[n].app; a != nil && a.live[addr] {
+				owners = append(owners, n)
+			}
+		}
+		if len(owners) > 1 {
+			w.fail("%s has the owners %v", addr, owners)
+		}
+	}
+}
+
+// owner is the one application that may send for a client.
+func (w *world) owner(addr netip.Addr) string {
+	for _, n := range names {
+		if a := w.members[n].app; a != nil && a.live[addr] {
+			return n
+		}
+	}
+	return ""
+}
+
+func (w *world) fail(format string, args ...any) {
+	w.t.Helper()
+	for _, l := range w.log {
+		w.t.Log(l)
+	}
+	w.t.Fatalf(format, args...)
+}
+
+// settled is what must be true when all is quiet: every client is served by one
+// node, everybody who ought to know knows it, and clients that can send
+// directly do.
+func (w *world) settled() {
+	w.t.Helper()
+	w.oneOwner()
+	contact := ""
+	for _, n := range names {
+		m := w.members[n].m
+		if c, registered := m.Contact(); registered {
+			if contact != "" || c.Name != n {
+				w.fail("%s is registered as well as %s, and believes in %s", n, contact, c.Name)
+			}
+			contact = n
+		}
+	}
+	if contact == "" {
+		w.fail("nobody is the contact")
+	}
+	for addr, c := range w.clients {
+		owner := w.owner(addr)
+		if owner == "" {
+			w.fail("nobody serves %s", addr)
+		}
+		if name, _ := w.members[contact].m.Owner(addr); name != owner {
+			w.fail("the contact %s thinks that %s owns %s; it is %s", contact, name, addr, owner)
+		}
+		for _, n := range names {
+			if _, owns := w.members[n].m.Client(addr); owns != (n == owner) {
+				w.fail("member %s owns %s: %v; the application that does is %s's", n, addr, owns, owner)
+			}
+		}
+		app := w.members[owner].app
+		if want := c.c != nil; app.bound[addr] != want {
+			w.fail("%s sends to %s directly: %v; want %v", owner, addr, app.bound[addr], want)
+		}
+		if c.c != nil {
+			careOf, ok := c.c.Lookup(addr, home.Addr())
+			if !ok || careOf != nodes()[owner].CareOf {
+				w.fail("%s sends to %s; its owner is %s", addr, careOf, owner)
+			}
+		}
+		if via := app.config.Via; via != nodes()[contact].Daemon {
+			w.fail("%s tunnels to %s; the contact is %s", owner, via, contact)
+		}
+	}
+}
+
+func gone(client netip.Addr) *api.Message { return &api.Message{Kind: api.Gone, Client: client} }

@@ -66,6 +66,11 @@ var rules = []rule{
 		why:    "mobility is the protocol: it serves any stack, the kernel's too, and the daemon drives it, not the other way round",
 	},
 	{
+		from: []string{"./daemon/rawip"},
+		to:   []string{"./..."},
+		why:  "daemon/rawip is a leaf: packets in and out of sockets, whatever is in them",
+	},
+	{
 		from:   []string{"./daemon/..."},
 		to:     []string{"./stack/...", "./migrate/..."},
 		linked: true,
@@ -146,6 +151,8 @@ func TestBroken(t *testing.T) {
 			"./mobility/wire imports ./mobility", "mobility/wire is a leaf"},
 		{"api is a leaf", graph{"./daemon/api": {"."}},
 			"./daemon/api imports .", "must not link the daemon"},
+		{"rawip is a leaf", graph{"./daemon/rawip": {"./mobility/wire"}},
+			"./daemon/rawip imports ./mobility/wire", "daemon/rawip is a leaf"},
 		{"stack on tun", graph{"./stack": {"./tun", gvisor, "net"}}, "", ""},
 		{"stack knows no internal package", graph{"./stack": {"./internal/lab"}},
 			"./stack imports ./internal/lab", "nothing of migration"},

@@ -1,0 +1,146 @@
+package rawip
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// What a splitter knows of TCP (RFC 9293 section 3.1).
+const (
+	protoTCP  = 6
+	tcpMinLen = 20
+	tcpFlags  = 13 // offset
+	flagFIN   = 0x01
+	flagPSH   = 0x08
+	flagCWR   = 0x80
+)
+
+const (
+	// longest is the length of the longest packet inside of a tunnel that is
+	// taken for one packet of the wire: that of an Ethernet.
+	longest = 1500
+
+	// segment is how long the pieces of a longer one become, at most: with the
+	// tunnel's header they fit an Ethernet, whatever they did before.
+	segment = longest - headerLen
+)
+
+// A splitter undoes what receive offload has done to tunnel packets. The zero
+// value is ready for use.
+type splitter struct{ arena []byte }
+
+// reset makes room again: the packets so far are not used any more.
+func (s *splitter) reset() { s.arena = s.arena[:0] }
+
+// appendSegments appends the tunnel packet b, outer header first, as packets of
+// the wire, and reports whether it had been coalesced of several. Its checksum
+// is completed in place. What is not TCP right behind two IPv6 headers is
+// appended as it is.
+func (s *splitter) appendSegments(to [][]byte, b []byte) (_ [][]byte, cut bool) {
+	tcp, ok := tcpIn(b)
+	if !ok {
+		return append(to, b), false
+	}
+	if len(b)-headerLen <= longest {
+		complete(b[headerLen:2*headerLen], tcp)
+		return append(to, b), false
+	}
+	header := 4 * int(tcp[12]>>4)
+	data := tcp[header:]
+	size := segment - headerLen - header
+	seq := binary.BigEndian.Uint32(tcp[4:])
+	for at := 0; at < len(data); at += size {
+		part := data[at:min(at+size, len(data))]
+		need := 2*headerLen + header + len(part)
+		if cap(s.arena)-len(s.arena) < need {
+			s.arena = make([]byte, 0, max(need, 2*maxCoalesced)) // what is in the old one stays valid
+		}
+		n := len(s.arena)
+		s.arena = append(s.arena, b[:2*headerLen+header]...)
+		s.arena = append(s.arena, part...)
+		p := s.arena[n:len(s.arena):len(s.arena)]
+		binary.BigEndian.PutUint16(p[4:], uint16(need-headerLen))
+		binary.BigEndian.PutUint16(p[headerLen+4:], uint16(need-2*headerLen))
+		t := p[2*headerLen:]
+		binary.BigEndian.PutUint32(t[4:], seq+uint32(at))
+		if at > 0 {
+			t[tcpFlags] &^= flagCWR // RFC 3168: of the first alone
+		}
+		if at+len(part) < len(data) {
+			t[tcpFlags] &^= flagFIN | flagPSH
+		}
+		t[16], t[17] = 0, 0
+		binary.BigEndian.PutUint16(t[16:], ^fold(sum(pseudo(p[headerLen:2*headerLen], len(t)), t)))
+		to = append(to, p)
+	}
+	return to, true
+}
+
+// maxCoalesced is the length of the longest packet that comes coalesced.
+const maxCoalesced = 1 << 16
+
+// tcpIn is the TCP segment in the tunnel packet b, if there is one, whole.
+func tcpIn(b []byte) (tcp []byte, ok bool) {
+	if len(b) < 2*headerLen+tcpMinLen || b[headerLen]>>4 != 6 || b[headerLen+6] != protoTCP {
+		return nil, false
+	}
+	tcp = b[2*headerLen:]
+	if int(binary.BigEndian.Uint16(b[headerLen+4:])) != len(tcp) {
+		return nil, false
+	}
+	header := 4 * int(tcp[12]>>4)
+	return tcp, tcpMinLen <= header && header <= len(tcp)
+}
+
+// complete completes the checksum of a segment if it is that of the
+// pseudo-header alone, as coalescing leaves it. One in 65536 true checksums looks
+// like that.
+func complete(ip, tcp []byte) {
+	seed := pseudo(ip, len(tcp))
+	if binary.BigEndian.Uint16(tcp[16:]) != fold(seed) {
+		return
+	}
+	if fold(sum(seed, tcp)) == 0xffff {
+		return // it is true
+	}
+	tcp[16], tcp[17] = 0, 0
+	binary.BigEndian.PutUint16(tcp[16:], ^fold(sum(seed, tcp)))
+}
+
+// pseudo is the sum of the pseudo-header (RFC 8200 section 8.1) of n octets of
+// TCP behind the IPv6 header ip.
+func pseudo(ip []byte, n int) uint64 {
+	return sum(uint64(n)+protoTCP, ip[8:40])
+}
+
+// sum adds the 16-bit words of b to acc, in ones' complement of 64 bits.
+func sum(acc uint64, b []byte) uint64 {
+	var carry uint64
+	for len(b) >= 32 {
+		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(b), carry)
+		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(b[8:]), carry)
+		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(b[16:]), carry)
+		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(b[24:]), carry)
+		b = b[32:]
+	}
+	for len(b) >= 8 {
+		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(b), carry)
+		b = b[8:]
+	}
+	if len(b) > 0 {
+		var last [8]byte
+		copy(last[:], b)
+		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(last[:]), carry)
+	}
+	acc, carry = bits.Add64(acc, 0, carry)
+	return acc + carry
+}
+
+// fold makes 16 bits of a sum.
+func fold(s uint64) uint16 {
+	s = s>>32 + s&0xffffffff
+	s = s>>32 + s&0xffffffff
+	s = s>>16 + s&0xffff
+	s = s>>16 + s&0xffff
+	return uint16(s)
+}

@@ -88,6 +88,9 @@ func classifyICMP(role Role, m []byte) Class {
 		switch {
 		case q.proto == wire.Mobility:
 			return Take
+		case q.proto == wire.IPv6:
+			// About a tunnel: the daemon's own, or the application's.
+			return Copy
 		case q.home && wire.ErrorKind(m[0]) == wire.ParameterProblem:
 			// The client does not take Home Address options any more. What that
 			// means for the connection, TCP has to know too.

@@ -43,7 +43,7 @@ func TestRulesComeAndGo(t *testing.T) {
 	before := tables(t)
 	f, _ := open(t, nodeRules, accepting)
 	node := tables(t)
-	if strings.Count(node, "-j NFQUEUE") != 5 || strings.Count(node, "-i ta -j DROP") != 1 {
+	if strings.Count(node, "-j NFQUEUE") != 10 || strings.Count(node, "-i ta -j DROP") != 1 {
 		t.Errorf("with the rules of a node:\n%s", node)
 	}
 	// Ours are first.
@@ -58,7 +58,7 @@ func TestRulesComeAndGo(t *testing.T) {
 	if got := tables(t); strings.Contains(got, "-i ta") || strings.Count(got, "--comment dsco") != 3 {
 		t.Errorf("with the rules of a correspondent:\n%s", got)
 	}
-	if err := f.SetRules(NodeRules([]NodeServer{{Address: service, CareOf: careOf, TUN: "t+"}})); err == nil {
+	if err := f.SetRules(NodeRules(here, []NodeServer{{Address: service, CareOf: careOf, TUN: "t+"}})); err == nil {
 		t.Error("an interface name with a wildcard was accepted")
 	}
 	if err := f.SetRules(nodeRules); err != nil {
@@ -205,7 +205,7 @@ func TestOpenRefused(t *testing.T) {
 		want string
 	}{
 		{"no handler", Config{}, "", "no Handler"},
-		{"wrong address", Config{Handler: accepting, Rules: NodeRules([]NodeServer{{Address: netip.MustParseAddr("fe80::1"), CareOf: careOf}})}, "", "fe80::1"},
+		{"wrong address", Config{Handler: accepting, Rules: NodeRules(here, []NodeServer{{Address: netip.MustParseAddr("fe80::1"), CareOf: careOf}})}, "", "fe80::1"},
 		{"no iptables", Config{Handler: accepting}, t.TempDir(), "install the package iptables"},
 		{"iptables fails", Config{Handler: accepting, Rules: nodeRules}, failing(t, "Permission denied (you must be root)"), "CAP_NET_ADMIN"},
 		{"no match", Config{Handler: accepting, Rules: nodeRules}, failing(t, "Couldn't load match `mh'"), "xt_NFQUEUE"},

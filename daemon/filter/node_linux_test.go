@@ -1,12 +1,13 @@
 package filter
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/distributed-servers/ds/mobility/wire"
 )
 
-var nodeRules = NodeRules([]NodeServer{{Address: service, CareOf: careOf, TUN: "ta"}})
+var nodeRules = NodeRules(here, []NodeServer{{Address: service, CareOf: careOf, TUN: "ta", Peers: []netip.Addr{peer}}})
 
 // What comes to a care-of address: signalling is queued, data is not.
 func TestNodeQueues(t *testing.T) {
@@ -96,13 +97,14 @@ func TestNodeSpoofing(t *testing.T) {
 	s := newScene(t)
 	open(t, nodeRules, accepting)
 
-	inTunnel := func(inner []byte) []byte {
-		b, err := wire.AppendTunnel(nil, careOf, away, inner)
+	inTunnelTo := func(to netip.Addr, inner []byte) []byte {
+		b, err := wire.AppendTunnel(nil, careOf, to, inner)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return b
 	}
+	inTunnel := func(inner []byte) []byte { return inTunnelTo(away, inner) }
 	udpFragment := func(next byte, src wire.Packet) []byte {
 		src.Protocol, src.Payload = wire.Fragment, []byte{next, 0, 0, 1, 0, 0, 0, 1, 0, 7, 0, 7, 0, 8, 0, 0}
 		return build(t, src)
@@ -116,6 +118,9 @@ func TestNodeSpoofing(t *testing.T) {
 		"from the care-of address":             {udp(t, careOf, away, "2"), true},
 		"route optimised":                      {build(t, wire.Packet{Src: careOf, Dst: away, Home: service, Protocol: wire.UDP, Payload: sumUDP([]byte{0, 7, 0, 7, 0, 8, 0, 0}, service, away)}), true},
 		"in a tunnel":                          {inTunnel(udp(t, service, other, "3")), true},
+		"late, for another node":               {inTunnelTo(peer, udp(t, away, service, "9")), true},
+		"late, for who is no node":             {inTunnelTo(away, udp(t, other, service, "10")), false},
+		"to another node, for another server":  {inTunnelTo(peer, udp(t, away, other, "11")), false},
 		"fragment":                             {udpFragment(17, wire.Packet{Src: service, Dst: away}), true},
 		"from another address":                 {udp(t, other, away, "4"), false},
 		"from this host's address":             {udp(t, here, away, "5"), false},

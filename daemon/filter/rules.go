@@ -39,27 +39,43 @@ type NodeServer struct {
 	Address netip.Addr // the distributed server address
 	CareOf  netip.Addr // this node's care-of address for it
 	TUN     string     // name of the application's interface; "": there is none
+
+	// Peers are the care-of addresses of the other nodes, to which the
+	// application may forward what has come too late for a client.
+	Peers []netip.Addr
 }
 
-// NodeRules are those of a node.
+// NodeRules are those of a node, whose daemon has an address of its own.
 //
 // Queued: mobility headers and ICMPv6 errors to a care-of address, before they
-// are forwarded to the application. Any error is, whatever it quotes: there are
-// few, and [Classify] tells.
+// are forwarded to the application; any error is, whatever it quotes: there are
+// few, and [Classify] tells. To the daemon's address, mobility headers, and errors
+// that quote one or a tunnel.
 //
 // Dropped: what an application may not send. It may send TCP, UDP and ICMPv6
-// from its own two addresses, and tunnels from the care-of address whose inner
-// packet is from the distributed server address. So it can neither speak for
-// others nor sign for the daemon. Of IPv4 it may send nothing.
-func NodeRules(servers []NodeServer) Rules {
+// from its own two addresses; tunnels from the care-of address whose inner packet
+// is from the distributed server address; and, to the other nodes, such whose inner
+// packet is to it. So it can neither speak for others nor sign for the daemon. Of
+// IPv4 it may send nothing.
+func NodeRules(daemon netip.Addr, servers []NodeServer) Rules {
+	if err := checkAddr("daemon's address", daemon); err != nil {
+		return Rules{err: err}
+	}
 	main := chain{hook: "PREROUTING"}
 	r := Rules{}
 	errorsTo := errorChain("")
+	tunnelErrors := errorChain(nextHeader(0, 58) + "&&" + nextHeader(quotedAt, 41, 44, 135))
+	tunnelErrors.suffix = "-own"
 	tun4 := chain{hook: "PREROUTING"}
 	var tuns []chain
 	for i, s := range servers {
-		if r.err = errors.Join(r.err, checkAddr("server address", s.Address), checkAddr("care-of address", s.CareOf)); r.err != nil {
+		if r.err = errors.Join(checkAddr("server address", s.Address), checkAddr("care-of address", s.CareOf)); r.err != nil {
 			return r
+		}
+		for _, p := range s.Peers {
+			if r.err = checkAddr("care-of address", p); r.err != nil {
+				return r
+			}
 		}
 		if s.TUN != "" {
 			if r.err = checkInterface(s.TUN); r.err != nil {
@@ -79,7 +95,10 @@ func NodeRules(servers []NodeServer) Rules {
 	if len(servers) == 0 {
 		return r
 	}
-	r.v6 = append([]chain{main, errorsTo}, tuns...)
+	main.rules = append(main.rules,
+		fmt.Sprintf("-d %s -p mobility-header %s", daemon, targetQueue),
+		fmt.Sprintf("-d %s -p ipv6-icmp -j $CHAIN%s", daemon, tunnelErrors.suffix))
+	r.v6 = append([]chain{main, errorsTo, tunnelErrors}, tuns...)
 	if len(tuns) > 0 {
 		r.v4 = []chain{tun4}
 	}
@@ -98,15 +117,23 @@ func tunChain(suffix string, s NodeServer) chain {
 	}
 	// The header chain of the outer packet is one step long, so that the inner
 	// header is where it is looked for.
-	a := s.Address.As16()
+	c.rules = append(c.rules, fmt.Sprintf(`-s %s -m u32 --u32 "%s" -j RETURN`, s.CareOf, innerAddress(8, s.Address)))
+	for _, p := range s.Peers {
+		c.rules = append(c.rules, fmt.Sprintf(`-s %s -d %s -m u32 --u32 "%s" -j RETURN`, s.CareOf, p, innerAddress(24, s.Address)))
+	}
+	c.rules = append(c.rules, "-j DROP")
+	return c
+}
+
+// innerAddress is the u32 test that a packet is a tunnel's, and that the inner
+// header has the address at an offset.
+func innerAddress(at int, addr netip.Addr) string {
+	a := addr.As16()
 	tests := []string{nextHeader(0, 41), nextHeader(tunnelLen, 6, 17, 58, 44)}
 	for i := range 4 {
-		tests = append(tests, fmt.Sprintf("%d=%#x", tunnelLen+8+4*i, binary.BigEndian.Uint32(a[4*i:])))
+		tests = append(tests, fmt.Sprintf("%d=%#x", tunnelLen+at+4*i, binary.BigEndian.Uint32(a[4*i:])))
 	}
-	c.rules = append(c.rules,
-		fmt.Sprintf(`-s %s -m u32 --u32 "%s" -j RETURN`, s.CareOf, strings.Join(tests, "&&")),
-		"-j DROP")
-	return c
+	return strings.Join(tests, "&&")
 }
 
 const tunnelLen = 40 // of the header of a tunnel

@@ -32,6 +32,7 @@ var (
 	away    = netip.MustParseAddr("2001:db8:1::2")
 	careOf  = netip.MustParseAddr("2001:db8:c::1")
 	service = netip.MustParseAddr("2001:db8:d::1")
+	peer    = netip.MustParseAddr("2001:db8:c:2::1") // care-of address of another node
 	other   = netip.MustParseAddr("2001:db8:e::1")
 )
 

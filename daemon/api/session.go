@@ -1,18 +1,21 @@
 package api
 
 import (
-	"encoding/binary"
+	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
-
-	"github.com/fxamacker/cbor/v2"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
 )
 
-// A session is what an attached application and its daemon say to each other on
-// the connection that the attach call leaves them. It lasts as long as the
-// application is attached.
+// A Session is one end of what an attached application and its daemon say to each
+// other on the connection that the attach call leaves them. It lasts as long as
+// the application is attached.
 //
 //	application                        daemon
 //	───────────────────────────────────────────────────────────────────────
@@ -38,190 +41,212 @@ import (
 // Messages about the same handoff carry its ID, which the donor's application
 // chooses for Prepare, Transfer, Commit, Abort and their answers, and the daemon
 // for all others.
+//
+// Send may be called from any goroutine, Receive from one at a time.
+type Session struct {
+	conn *net.UnixConn
+	end  end
+	r    *bufio.Reader
+	in   *descriptors // of the application's end
 
-// Kind is what a [Message] is.
-type Kind uint8
+	mu      sync.Mutex
+	sent    bool // something, whatever it was
+	err     error
+	queue   net.Buffers // waits for the goroutine that writes
+	queued  int         // octets of queue, and of what is being written
+	writing bool        // there is that goroutine
+	most    int         // of queued
+}
 
-// Kinds of messages.
+// end is one of the two ends of a session.
+type end uint8
+
 const (
-	// Hello is the application's first message: Program, AcceptsHandoffs, and
-	// Resume, the clients that it owns if it was attached before. HasTUN means
-	// that it still has the descriptors.
-	Hello Kind = iota + 1
-	// Welcome answers it: Config, and with it the descriptors of the TUN unless
-	// HasTUN. Error refuses.
-	Welcome
-	// Config tells a changed configuration.
-	ConfigChanged
-	// Owned: a new Client has connected. Gone: its last connection has ended.
-	Owned
-	Gone
-	// Bound: packets to Client take its binding from now on. Unbound: the tunnel.
-	Bound
-	Unbound
-
-	// Asked: hand Client off to node To. Answered tells how it went.
-	Asked
-	Answered
-
-	// Prepare asks whether Client can be handed off to node To. Prepared
-	// answers, with Optimised if the Binding Update will go out at once, or Error.
-	Prepare
-	Prepared
-	// Transfer carries the Snapshot and the application's State. Imported
-	// answers, or Error: then nothing has happened.
-	Transfer
-	Imported
-	// Commit is the point of no return. Done answers: the client lives at To,
-	// whose care-of address is CareOf. Error: it does not, and nobody but the
-	// donor has it.
-	Commit
-	Done
-	// Abort calls a handoff off before Commit.
-	Abort
-
-	// Offer brings a Client from node From. Accepted: the connections are
-	// rebuilt, silent. Error refuses.
-	Offer
-	Accepted
-	// Activate: they are this application's now. Bound if the Binding Update is
-	// on its way. Activated answers.
-	Activate
-	Activated
-	// Forget: they are not, and never will be.
-	Forget
-
-	kinds
+	application end = iota + 1
+	daemon
 )
 
-var kindNames = [kinds]string{
-	Hello: "hello", Welcome: "welcome", ConfigChanged: "config", Owned: "owned", Gone: "gone", Bound: "bound", Unbound: "unbound",
-	Asked: "asked", Answered: "answered", Prepare: "prepare", Prepared: "prepared", Transfer: "transfer", Imported: "imported",
-	Commit: "commit", Done: "done", Abort: "abort", Offer: "offer", Accepted: "accepted", Activate: "activate",
-	Activated: "activated", Forget: "forget",
-}
-
-func (k Kind) String() string {
-	if k == 0 || k >= kinds {
-		return fmt.Sprintf("kind %d", uint8(k))
+func (e end) String() string {
+	if e == daemon {
+		return "daemon"
 	}
-	return kindNames[k]
+	return "application"
 }
 
-// Message is one of a session. Which fields it has depends on its kind.
-type Message struct {
-	Kind Kind   `cbor:"1,keyasint"`
-	ID   uint64 `cbor:"2,keyasint,omitempty"`
+// The other end does not read if so many octets wait, or nothing goes out for
+// so long.
+const (
+	maxQueued  = 2 * MaxMessage
+	writeStall = 30 * time.Second
+)
 
-	// Error, if not empty, is why what was asked cannot be done.
-	Error string `cbor:"3,keyasint,omitempty"`
+// ErrSlow ends a session whose other end does not read.
+var ErrSlow = errors.New("api: session: the other end does not read")
 
-	Client netip.Addr `cbor:"4,keyasint,omitzero"`
-	To     string     `cbor:"5,keyasint,omitempty"`
-	From   string     `cbor:"6,keyasint,omitempty"`
+// NewSession returns the daemon's end of a session on conn, which it owns from
+// then on. What r has read of conn already, if it is not nil, comes first.
+func NewSession(conn *net.UnixConn, r *bufio.Reader) *Session { return newSession(conn, r, daemon) }
 
-	Snapshot []byte   `cbor:"7,keyasint,omitempty"`
-	State    [][]byte `cbor:"8,keyasint,omitempty"` // of each connection in the snapshot
-
-	Optimised bool       `cbor:"9,keyasint,omitempty"`
-	CareOf    netip.Addr `cbor:"10,keyasint,omitzero"`
-
-	Program         string       `cbor:"11,keyasint,omitempty"`
-	AcceptsHandoffs bool         `cbor:"12,keyasint,omitempty"`
-	HasTUN          bool         `cbor:"13,keyasint,omitempty"`
-	Resume          []netip.Addr `cbor:"14,keyasint,omitempty"`
-
-	Config *SessionConfig `cbor:"15,keyasint,omitempty"`
-
-	Connections int `cbor:"16,keyasint,omitempty"` // of Client, in Owned, Transfer, Answered
+func newSession(conn *net.UnixConn, r *bufio.Reader, e end) *Session {
+	s := &Session{conn: conn, end: e, most: maxQueued}
+	var from io.Reader = conn
+	if e == application {
+		s.in = &descriptors{conn: conn}
+		from = s.in
+	}
+	if r != nil && r.Buffered() > 0 {
+		ahead, _ := r.Peek(r.Buffered())
+		from = io.MultiReader(bytes.NewReader(bytes.Clone(ahead)), from)
+	}
+	s.r = bufio.NewReaderSize(from, 16<<10)
+	return s
 }
 
-// SessionConfig is what an application needs to know for its stack.
-type SessionConfig struct {
-	Addr   netip.Addr `cbor:"1,keyasint"` // the distributed server address
-	CareOf netip.Addr `cbor:"2,keyasint"` // this node's care-of address
-
-	// Via is where packets to unbound clients are tunnelled; Peers may send in
-	// tunnels beside it.
-	Via   netip.Addr   `cbor:"3,keyasint"`
-	Peers []netip.Addr `cbor:"4,keyasint,omitempty"`
-
-	Node    string   `cbor:"5,keyasint"`           // this node's name
-	Nodes   []string `cbor:"6,keyasint,omitempty"` // the others' names
-	MTU     int      `cbor:"7,keyasint"`
-	Queues  int      `cbor:"8,keyasint"` // how many descriptors come with it
-	TUN     string   `cbor:"9,keyasint"` // name of the interface
-	Contact string   `cbor:"10,keyasint,omitempty"`
+// Receive waits for a message. The error is io.EOF when the other end has
+// closed the session, and [net.ErrClosed] when this one has. A message that
+// makes no sense, or that is not the other end's to send, is [ErrMessage], and
+// ends the session.
+func (s *Session) Receive() (*Message, error) {
+	m, err := ReadMessage(s.r)
+	switch {
+	case err == nil && rules[m.Kind].from == s.end:
+		err = fmt.Errorf("%w: %s from the %s", ErrMessage, m.Kind, 3-s.end)
+	case err == nil:
+		return m, nil
+	case errors.Is(err, syscall.ECONNRESET): // closed without having read everything
+		err = io.EOF
+	}
+	return nil, s.fail(err)
 }
 
-// MaxMessage bounds a message, in octets: a client's connections with full
-// buffers, and the application's state.
-const MaxMessage = 256 << 20
+// Send sends a message, and never waits: what the other end does not take at
+// once is kept, in order. It fails if the session has ended, and if the message
+// lacks something; then the session goes on.
+func (s *Session) Send(m *Message) error { return s.SendFiles(m) }
 
-// ErrMessage is returned for what is not a message.
-var ErrMessage = errors.New("api: not a message")
-
-// Integers are what arrays and maps may have at most of elements; nothing in a
-// message is nested deeper than its configuration.
-var decoding, _ = cbor.DecOptions{
-	MaxArrayElements: 1 << 20,
-	MaxMapPairs:      64,
-	MaxNestedLevels:  6,
-	DupMapKey:        cbor.DupMapKeyEnforcedAPF,
-	IndefLength:      cbor.IndefLengthForbidden,
-}.DecMode()
-
-// AppendMessage appends a message in its frame: four octets with the length of
-// what follows, big-endian, and CBOR (RFC 8949).
-func AppendMessage(b []byte, m *Message) ([]byte, error) {
-	body, err := cbor.Marshal(m)
+// SendFiles sends a message with descriptors, which stay the caller's. Only the
+// first message of a session can have some.
+func (s *Session) SendFiles(m *Message, files ...*os.File) error {
+	if rules[min(m.Kind, kinds-1)].from != s.end {
+		return fmt.Errorf("%w: %s is not for the %s to send", ErrMessage, m.Kind, s.end)
+	}
+	frame, err := AppendMessage(nil, m)
 	if err != nil {
-		return b, fmt.Errorf("api: %s: %w", m.Kind, err)
+		return err
 	}
-	if len(body) > MaxMessage {
-		return b, fmt.Errorf("api: %s: %d octets are more than the %d of a message", m.Kind, len(body), MaxMessage)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return s.err
 	}
-	b = binary.BigEndian.AppendUint32(b, uint32(len(body)))
-	return append(b, body...), nil
+	if len(files) > 0 {
+		if s.sent || len(files) > maxFiles {
+			return fmt.Errorf("api: session: %d descriptors: at most %d go with the first message, and none later", len(files), maxFiles)
+		}
+		n, err := writeFiles(s.conn, frame, files)
+		if err != nil {
+			return s.failLocked(fmt.Errorf("api: session: %w", err))
+		}
+		frame = frame[n:]
+	}
+	s.sent = true
+	if !s.writing {
+		// Most messages go out here, without another goroutine.
+		n, err := tryWrite(s.conn, frame)
+		if err != nil {
+			return s.failLocked(fmt.Errorf("api: session: %w", err))
+		}
+		frame = frame[n:]
+	}
+	if len(frame) == 0 {
+		return nil
+	}
+	if s.queued+len(frame) > s.most {
+		return s.failLocked(ErrSlow)
+	}
+	s.queue = append(s.queue, frame)
+	s.queued += len(frame)
+	if !s.writing {
+		s.writing = true
+		go s.write()
+	}
+	return nil
 }
 
-// ReadMessage reads a message. Memory grows with what has arrived, not with
-// what the length says.
-func ReadMessage(r io.Reader) (*Message, error) {
-	var head [4]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return nil, err
+// write writes what is queued, many messages in one system call, until nothing
+// is.
+func (s *Session) write() {
+	for {
+		s.mu.Lock()
+		batch := s.queue
+		s.queue = nil
+		if s.err != nil || len(batch) == 0 {
+			s.writing = false
+			s.mu.Unlock()
+			return
+		}
+		s.mu.Unlock()
+		n, err := s.writeBatch(batch)
+		s.mu.Lock()
+		s.queued -= n
+		if err != nil {
+			s.failLocked(err)
+		}
+		s.mu.Unlock()
 	}
-	n := binary.BigEndian.Uint32(head[:])
-	if n > MaxMessage {
-		return nil, fmt.Errorf("%w: %d octets, more than %d", ErrMessage, n, MaxMessage)
-	}
-	body, err := readN(r, int(n))
-	if err != nil {
-		return nil, err
-	}
-	m := new(Message)
-	if err := decoding.Unmarshal(body, m); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrMessage, err)
-	}
-	if m.Kind == 0 || m.Kind >= kinds {
-		return nil, fmt.Errorf("%w: %s", ErrMessage, m.Kind)
-	}
-	return m, nil
 }
 
-func readN(r io.Reader, n int) ([]byte, error) {
-	const step = 1 << 20
-	b := make([]byte, 0, min(n, step))
-	for len(b) < n {
-		k := min(n-len(b), step)
-		b = append(b, make([]byte, k)...)
-		if _, err := io.ReadFull(r, b[len(b)-k:]); err != nil {
-			if err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
-			return nil, err
+// writeBatch writes everything, as long as some of it goes out now and then.
+func (s *Session) writeBatch(batch net.Buffers) (written int, err error) {
+	for len(batch) > 0 && err == nil {
+		if err = s.conn.SetWriteDeadline(time.Now().Add(writeStall)); err != nil {
+			break
+		}
+		var n int64
+		n, err = batch.WriteTo(s.conn)
+		written += int(n)
+		switch {
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+		case n > 0:
+			err = nil // slow, but it reads
+		default:
+			err = ErrSlow
 		}
 	}
-	return b, nil
+	if err == nil {
+		err = s.conn.SetWriteDeadline(time.Time{})
+	}
+	return written, err
+}
+
+// Used tells whether this end has sent something.
+func (s *Session) Used() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sent
+}
+
+// Close ends the session at once. What has not been written yet is lost.
+func (s *Session) Close() error {
+	s.fail(net.ErrClosed)
+	return nil
+}
+
+// fail ends the session, and returns why it has ended: the first reason counts.
+func (s *Session) fail(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failLocked(err)
+}
+
+func (s *Session) failLocked(err error) error {
+	if s.err == nil {
+		s.err = err
+		s.queue = nil
+		s.conn.Close()
+		if s.in != nil {
+			s.in.close()
+		}
+	}
+	return s.err
 }

@@ -1,0 +1,178 @@
+package api
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// field is something that a message may need.
+type field uint16
+
+const (
+	needID field = 1 << iota
+	needClient
+	needTo
+	needFrom
+	needSnapshot
+	needCareOf
+	needProgram
+	needConfig
+)
+
+// A rule of a kind: which end sends it, and what it must have. Answers need
+// what they need only without Error.
+var rules = [kinds]struct {
+	from  end
+	needs field
+	fails bool // it may have an Error
+}{
+	Hello:         {application, needProgram, false},
+	Welcome:       {daemon, needConfig, true},
+	ConfigChanged: {daemon, needConfig, false},
+	Owned:         {application, needClient, false},
+	Gone:          {application, needClient, false},
+	Bound:         {daemon, needClient, false},
+	Unbound:       {daemon, needClient, false},
+	Asked:         {daemon, needID | needClient | needTo, false},
+	Answered:      {application, needID, true},
+	Prepare:       {application, needID | needClient | needTo, false},
+	Prepared:      {daemon, needID, true},
+	Transfer:      {application, needID | needSnapshot, false},
+	Imported:      {daemon, needID, true},
+	Commit:        {application, needID, false},
+	Done:          {daemon, needID | needCareOf, true},
+	Abort:         {application, needID, true},
+	Offer:         {daemon, needID | needClient | needFrom | needSnapshot, false},
+	Accepted:      {application, needID, true},
+	Activate:      {daemon, needID, false},
+	Activated:     {application, needID, true},
+	Forget:        {daemon, needID, true},
+}
+
+// Limits of what a message may have.
+const (
+	maxName     = 253 // of a node, a DNS name; of an interface, a program
+	maxError    = 4096
+	maxFiles    = 64 // descriptors, one for each queue
+	minimumMTU  = 1280
+	greatestMTU = 65535
+)
+
+// check tells what a message lacks, and what of it cannot be.
+func (m *Message) check() error {
+	if m.Kind == 0 || m.Kind >= kinds {
+		return fmt.Errorf("%w: %s", ErrMessage, m.Kind)
+	}
+	if err := m.checkFields(); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrMessage, m.Kind, err)
+	}
+	return nil
+}
+
+func (m *Message) checkFields() error {
+	rule := rules[m.Kind]
+	needs := rule.needs
+	if m.Error != "" {
+		if !rule.fails {
+			return fmt.Errorf("it cannot have an error")
+		}
+		needs &= needID
+	}
+	need := func(f field, has bool, what string) error {
+		if needs&f != 0 && !has {
+			return fmt.Errorf("no %s", what)
+		}
+		return nil
+	}
+	for _, err := range []error{
+		need(needID, m.ID != 0, "ID"),
+		need(needClient, m.Client.IsValid(), "client"),
+		need(needTo, m.To != "", "node that it goes to"),
+		need(needFrom, m.From != "", "node that it comes from"),
+		need(needSnapshot, len(m.Snapshot) > 0, "snapshot"),
+		need(needCareOf, m.CareOf.IsValid(), "care-of address"),
+		need(needProgram, m.Program != "", "program"),
+		need(needConfig, m.Config != nil, "configuration"),
+		checkAddr("client", m.Client, false),
+		checkAddr("care-of address", m.CareOf, false),
+		checkLen("error", len(m.Error), maxError),
+		checkLen("node", max(len(m.To), len(m.From)), maxName),
+		checkLen("program", len(m.Program), maxName),
+		checkLen("state", len(m.State), maxElements),
+		checkLen("resume", len(m.Resume), maxElements),
+		checkConnections(m.Connections),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	for _, a := range m.Resume {
+		if err := checkAddr("client to resume", a, true); err != nil {
+			return err
+		}
+	}
+	if m.Config != nil {
+		return m.Config.check()
+	}
+	return nil
+}
+
+func (c *SessionConfig) check() error {
+	for _, err := range []error{
+		checkAddr("distributed server address", c.Addr, true),
+		checkAddr("care-of address", c.CareOf, true),
+		checkAddr("address of the contact", c.Via, true),
+		checkLen("peers", len(c.Peers), maxElements),
+		checkLen("nodes", len(c.Nodes), maxElements),
+		checkLen("node", max(len(c.Node), len(c.Contact)), maxName),
+		checkLen("interface", len(c.TUN), maxName),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	for _, a := range c.Peers {
+		if err := checkAddr("peer", a, true); err != nil {
+			return err
+		}
+	}
+	for _, n := range c.Nodes {
+		if err := checkLen("node", len(n), maxName); err != nil || n == "" {
+			return fmt.Errorf("a node without a name, or with too long a one")
+		}
+	}
+	switch {
+	case c.Node == "":
+		return fmt.Errorf("no name of the node")
+	case c.MTU < minimumMTU || c.MTU > greatestMTU:
+		return fmt.Errorf("an MTU of %d, not %d to %d", c.MTU, minimumMTU, greatestMTU)
+	case c.Queues < 1 || c.Queues > maxFiles:
+		return fmt.Errorf("%d queues, not 1 to %d", c.Queues, maxFiles)
+	}
+	return nil
+}
+
+// checkAddr wants an IPv6 address without zone, or none at all.
+func checkAddr(what string, a netip.Addr, required bool) error {
+	switch {
+	case !a.IsValid() && required:
+		return fmt.Errorf("no %s", what)
+	case a.IsValid() && (!a.Is6() || a.Is4In6() || a.Zone() != ""):
+		return fmt.Errorf("%s %s: not an IPv6 address without zone", what, a)
+	}
+	return nil
+}
+
+func checkLen(what string, n, most int) error {
+	if n > most {
+		return fmt.Errorf("%s: %d, more than %d", what, n, most)
+	}
+	return nil
+}
+
+func checkConnections(n int) error {
+	if n < 0 || n > maxElements {
+		return fmt.Errorf("%d connections", n)
+	}
+	return nil
+}

@@ -1,0 +1,235 @@
+package api
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// Kind is what a [Message] is.
+type Kind uint8
+
+// Kinds of messages.
+const (
+	// Hello is the application's first message: Program, AcceptsHandoffs, and
+	// Resume, the clients that it owns if it was attached before. HasTUN means
+	// that it still has the descriptors.
+	Hello Kind = iota + 1
+	// Welcome answers it: Config, and with it the descriptors of the TUN unless
+	// HasTUN. Error refuses.
+	Welcome
+	// ConfigChanged tells a changed configuration.
+	ConfigChanged
+	// Owned: a new Client has connected. Gone: its last connection has ended.
+	Owned
+	Gone
+	// Bound: packets to Client take its binding from now on. Unbound: the tunnel.
+	Bound
+	Unbound
+
+	// Asked: hand Client off to node To. Answered tells how it went.
+	Asked
+	Answered
+
+	// Prepare asks whether Client can be handed off to node To. Prepared
+	// answers, with Optimised if the Binding Update will go out at once, or Error.
+	Prepare
+	Prepared
+	// Transfer carries the Snapshot and the application's State. Imported
+	// answers, or Error: then nothing has happened.
+	Transfer
+	Imported
+	// Commit is the point of no return. Done answers: the client lives at To,
+	// whose care-of address is CareOf. Error: it does not, and nobody but the
+	// donor has it.
+	Commit
+	Done
+	// Abort calls a handoff off before Commit.
+	Abort
+
+	// Offer brings a Client from node From. Accepted: the connections are
+	// rebuilt, silent. Error refuses.
+	Offer
+	Accepted
+	// Activate: they are this application's now. Bound if the Binding Update is
+	// on its way. Activated answers.
+	Activate
+	Activated
+	// Forget: they are not, and never will be.
+	Forget
+
+	kinds
+)
+
+var kindNames = [kinds]string{
+	Hello: "hello", Welcome: "welcome", ConfigChanged: "config", Owned: "owned", Gone: "gone", Bound: "bound", Unbound: "unbound",
+	Asked: "asked", Answered: "answered", Prepare: "prepare", Prepared: "prepared", Transfer: "transfer", Imported: "imported",
+	Commit: "commit", Done: "done", Abort: "abort", Offer: "offer", Accepted: "accepted", Activate: "activate",
+	Activated: "activated", Forget: "forget",
+}
+
+func (k Kind) String() string {
+	if k == 0 || k >= kinds {
+		return fmt.Sprintf("kind %d", uint8(k))
+	}
+	return kindNames[k]
+}
+
+// Message is one of a session. Which fields it has depends on its kind.
+type Message struct {
+	Kind Kind   `cbor:"1,keyasint"`
+	ID   uint64 `cbor:"2,keyasint,omitempty"`
+
+	// Error, if not empty, is why what was asked cannot be done.
+	Error string `cbor:"3,keyasint,omitempty"`
+
+	Client netip.Addr `cbor:"4,keyasint,omitzero"`
+	To     string     `cbor:"5,keyasint,omitempty"`
+	From   string     `cbor:"6,keyasint,omitempty"`
+
+	Snapshot []byte   `cbor:"7,keyasint,omitempty"`
+	State    [][]byte `cbor:"8,keyasint,omitempty"` // of each connection in the snapshot
+
+	Optimised bool       `cbor:"9,keyasint,omitempty"`
+	CareOf    netip.Addr `cbor:"10,keyasint,omitzero"`
+
+	Program         string       `cbor:"11,keyasint,omitempty"`
+	AcceptsHandoffs bool         `cbor:"12,keyasint,omitempty"`
+	HasTUN          bool         `cbor:"13,keyasint,omitempty"`
+	Resume          []netip.Addr `cbor:"14,keyasint,omitempty"`
+
+	Config *SessionConfig `cbor:"15,keyasint,omitempty"`
+
+	Connections int `cbor:"16,keyasint,omitempty"` // of Client, in Owned, Transfer, Answered
+}
+
+// SessionConfig is what an application needs to know for its stack.
+type SessionConfig struct {
+	Addr   netip.Addr `cbor:"1,keyasint"` // the distributed server address
+	CareOf netip.Addr `cbor:"2,keyasint"` // this node's care-of address
+
+	// Via is where packets to unbound clients are tunnelled; Peers may send in
+	// tunnels beside it.
+	Via   netip.Addr   `cbor:"3,keyasint"`
+	Peers []netip.Addr `cbor:"4,keyasint,omitempty"`
+
+	Node    string   `cbor:"5,keyasint"`           // this node's name
+	Nodes   []string `cbor:"6,keyasint,omitempty"` // the others' names
+	MTU     int      `cbor:"7,keyasint"`
+	Queues  int      `cbor:"8,keyasint"` // how many descriptors come with it
+	TUN     string   `cbor:"9,keyasint"` // name of the interface
+	Contact string   `cbor:"10,keyasint,omitempty"`
+}
+
+// MaxMessage bounds a message, in octets: a client's connections with full
+// buffers, and the application's state.
+const MaxMessage = 256 << 20
+
+// ErrMessage is returned for what is not a message.
+var ErrMessage = errors.New("api: not a message")
+
+// decoding bounds what a message may be made of. Nothing in one is nested deeper
+// than its configuration. An element of an array takes one octet at least, and
+// 24 once decoded.
+var decoding = func() cbor.DecMode {
+	mode, err := cbor.DecOptions{
+		MaxArrayElements: maxElements,
+		MaxMapPairs:      64,
+		MaxNestedLevels:  6,
+		DupMapKey:        cbor.DupMapKeyEnforcedAPF,
+		IndefLength:      cbor.IndefLengthForbidden,
+		TagsMd:           cbor.TagsForbidden,
+	}.DecMode()
+	if err != nil {
+		panic(err) // the options above are wrong
+	}
+	return mode
+}()
+
+// encoding writes into a buffer of the caller's.
+var encoding = func() cbor.UserBufferEncMode {
+	mode, err := cbor.EncOptions{}.UserBufferEncMode()
+	if err != nil {
+		panic(err)
+	}
+	return mode
+}()
+
+// maxElements bounds arrays: connections of a client, clients of an application.
+const maxElements = 1 << 20
+
+// AppendMessage appends a message in its frame: four octets with the length of
+// what follows, big-endian, and CBOR (RFC 8949). A message that lacks what its
+// kind needs is [ErrMessage].
+func AppendMessage(b []byte, m *Message) ([]byte, error) {
+	if err := m.check(); err != nil {
+		return b, err
+	}
+	size := len(m.Snapshot)
+	for _, s := range m.State {
+		size += len(s)
+	}
+	if err := checkLen("octets", size, MaxMessage); err != nil {
+		return b, fmt.Errorf("%w: %s: %w", ErrMessage, m.Kind, err)
+	}
+	buf := bytes.NewBuffer(b)
+	buf.Grow(size + 256)
+	buf.Write(make([]byte, 4))
+	if err := encoding.MarshalToBuffer(m, buf); err != nil {
+		return b, fmt.Errorf("%w: %s: %w", ErrMessage, m.Kind, err)
+	}
+	n := buf.Len() - len(b) - 4
+	if err := checkLen("octets", n, MaxMessage); err != nil {
+		return b, fmt.Errorf("%w: %s: %w", ErrMessage, m.Kind, err)
+	}
+	frame := buf.Bytes()
+	binary.BigEndian.PutUint32(frame[len(b):], uint32(n))
+	return frame, nil
+}
+
+// ReadMessage reads a message that has what its kind needs. Memory grows with
+// what has arrived, not with what the length says. The error is that of r
+// (io.EOF between messages), or [ErrMessage].
+func ReadMessage(r io.Reader) (*Message, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n > MaxMessage {
+		return nil, fmt.Errorf("%w: %d octets, more than %d", ErrMessage, n, MaxMessage)
+	}
+	body, err := readN(r, int(n))
+	if err != nil {
+		return nil, err
+	}
+	m := new(Message)
+	if err := decoding.Unmarshal(body, m); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrMessage, err)
+	}
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func readN(r io.Reader, n int) ([]byte, error) {
+	const step = 1 << 20
+	b := make([]byte, 0, min(n, step))
+	for len(b) < n {
+		k := min(n-len(b), step)
+		b = append(b, make([]byte, k)...)
+		if _, err := io.ReadFull(r, b[len(b)-k:]); err != nil {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, err
+		}
+	}
+	return b, nil
+}

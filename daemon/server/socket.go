@@ -122,23 +122,27 @@ func acquire(path string) (*os.File, error) {
 			return nil, fmt.Errorf("lock: %w", err)
 		}
 		// A daemon that ends removes the file: then the lock is one on nothing.
-		mine, err := f.Stat()
-		if err == nil {
-			var there fs.FileInfo
-			if there, err = os.Stat(path); err == nil && os.SameFile(mine, there) {
-				if err := f.Truncate(0); err == nil {
-					_, err = fmt.Fprintln(f, os.Getpid())
-				}
-				if err != nil {
-					f.Close()
-					return nil, fmt.Errorf("lock: %w", err)
-				}
-				return f, nil
+		if mine, err := f.Stat(); err == nil {
+			if there, err := os.Stat(path); err == nil && os.SameFile(mine, there) {
+				return f, sign(f)
 			}
 		}
 		f.Close()
 	}
 	return nil, fmt.Errorf("lock: %s keeps changing; see which daemons start and end", path)
+}
+
+// sign writes the process id into the lock.
+func sign(f *os.File) error {
+	err := f.Truncate(0)
+	if err == nil {
+		_, err = fmt.Fprintln(f, os.Getpid())
+	}
+	if err != nil {
+		f.Close()
+		return fmt.Errorf("lock: %w", err)
+	}
+	return nil
 }
 
 // remove ends listening.

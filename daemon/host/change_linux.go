@@ -1,0 +1,302 @@
+package host
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// add makes m in the kernel, marked with p.
+func (m made) add(p Protocol) error {
+	switch m.kind {
+	case route:
+		return addRoute(m, p)
+	case rule:
+		return addRule(m.rule, p)
+	}
+	return addProxy(m, p)
+}
+
+// remove removes m, if it is still there and marked with p.
+func (m made) remove(p Protocol) error {
+	switch m.kind {
+	case route:
+		r, err := m.route(p)
+		if err != nil {
+			return gone(err)
+		}
+		return gone(netlink.RouteDel(r))
+	case rule:
+		return gone(netlink.RuleDel(m.rule.netlink(p)))
+	}
+	link, err := netlink.LinkByName(m.iface)
+	if err != nil {
+		return gone(err)
+	}
+	// The kernel would remove an entry of others too.
+	there, err := proxies(p)
+	if err != nil || !slices.Contains(there, proxyEntry{link.Attrs().Index, m.to.Addr(), p}) {
+		return err
+	}
+	return gone(proxyRequest(unix.RTM_DELNEIGH, 0, link.Attrs().Index, m.to.Addr(), p))
+}
+
+// gone makes an error that something is not there none.
+func gone(err error) error {
+	switch {
+	case errors.As(err, new(netlink.LinkNotFoundError)), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ESRCH),
+		errors.Is(err, unix.ENOENT), errors.Is(err, unix.EADDRNOTAVAIL):
+		return nil
+	}
+	return err
+}
+
+// Sweep removes all routes, rules and proxy entries that are marked with p.
+func Sweep(p Protocol) error {
+	var errs []error
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: netlink.RouteProtocol(p), Table: unix.RT_TABLE_UNSPEC},
+		netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+	errs = append(errs, err)
+	for i := range routes {
+		errs = append(errs, gone(netlink.RouteDel(&routes[i])))
+	}
+	rules, err := netlink.RuleList(netlink.FAMILY_V6)
+	errs = append(errs, err)
+	for i := range rules {
+		if rules[i].Protocol == uint8(p) {
+			errs = append(errs, gone(netlink.RuleDel(&rules[i])))
+		}
+	}
+	proxies, err := proxies(p)
+	errs = append(errs, err)
+	for _, e := range proxies {
+		errs = append(errs, gone(proxyRequest(unix.RTM_DELNEIGH, 0, e.index, e.addr, p)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("host: sweep: protocol %d: %w", p, explain(err))
+	}
+	return nil
+}
+
+func (m made) route(p Protocol) (*netlink.Route, error) {
+	link, err := netlink.LinkByName(m.iface)
+	if err != nil {
+		return nil, err
+	}
+	return &netlink.Route{
+		Family: netlink.FAMILY_V6, Dst: ipNet(m.to), LinkIndex: link.Attrs().Index,
+		Table: m.table, Protocol: netlink.RouteProtocol(p),
+	}, nil
+}
+
+func addRoute(m made, p Protocol) error {
+	if !isIPv6(m.to) {
+		return fmt.Errorf("host: add route %v: not a prefix of IPv6", m.to)
+	}
+	link, err := findLink("add route", m.iface)
+	if err != nil {
+		return err
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		return fmt.Errorf("host: add route %v: interface %s is down; set it up (ip link set %s up)", m.to, m.iface, m.iface)
+	}
+	if ipv6Disabled(m.iface) {
+		return fmt.Errorf("host: add route %v: IPv6 disabled on %s; switch it on (sysctl -w net.ipv6.conf.%s.disable_ipv6=0)", m.to, m.iface, m.iface)
+	}
+	r, err := m.route(p)
+	if err == nil {
+		err = netlink.RouteAdd(r)
+	}
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return fmt.Errorf("host: add route %v to %s: %w%s", m.to, m.iface, err, otherRoute(m))
+	case err != nil:
+		return fmt.Errorf("host: add route %v to %s: %w", m.to, m.iface, explain(err))
+	}
+	return nil
+}
+
+// otherRoute says which route is in the way.
+func otherRoute(m made) string {
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Dst: ipNet(m.to), Table: m.table},
+		netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
+	if err != nil || len(routes) == 0 {
+		return ""
+	}
+	where := "?"
+	if link, err := netlink.LinkByIndex(routes[0].LinkIndex); err == nil {
+		where = link.Attrs().Name
+	}
+	return fmt.Sprintf("; there is one to %s of protocol %v in table %d: remove it if nobody needs it (ip -6 route del %v table %d)",
+		where, routes[0].Protocol, m.table, m.to, m.table)
+}
+
+func (r Rule) netlink(p Protocol) *netlink.Rule {
+	n := netlink.NewRule()
+	n.Family, n.Table, n.IifName, n.Protocol = netlink.FAMILY_V6, r.Table, r.Iif, uint8(p)
+	if r.From.IsValid() {
+		n.Src = ipNet(r.From.Masked())
+	}
+	if r.To.IsValid() {
+		n.Dst = ipNet(r.To.Masked())
+	}
+	if r.Priority != 0 {
+		n.Priority = r.Priority
+	}
+	return n
+}
+
+func addRule(r Rule, p Protocol) error {
+	if r.Table <= 0 || r.Priority < 0 || r.From.IsValid() && !isIPv6(r.From) || r.To.IsValid() && !isIPv6(r.To) {
+		return fmt.Errorf("host: add rule %+v: it needs a table, and prefixes are those of IPv6", r)
+	}
+	if err := netlink.RuleAdd(r.netlink(p)); err != nil {
+		return fmt.Errorf("host: add rule %+v: %w", r, explain(err))
+	}
+	return nil
+}
+
+func addProxy(m made, p Protocol) error {
+	link, err := findLink("add proxy", m.iface)
+	if err != nil {
+		return err
+	}
+	if !isIPv6(m.to) {
+		return fmt.Errorf("host: add proxy %v: not an address of IPv6", m.to.Addr())
+	}
+	// The kernel would take an entry of others over: it replaces.
+	there, err := proxies(0)
+	if err != nil {
+		return fmt.Errorf("host: add proxy %v: %w", m.to.Addr(), explain(err))
+	}
+	for _, e := range there {
+		if e.index == link.Attrs().Index && e.addr == m.to.Addr() {
+			return fmt.Errorf("host: add proxy %v: %w: %s has one of protocol %d; remove it if nobody needs it (ip -6 neigh del proxy %v dev %s)",
+				m.to.Addr(), unix.EEXIST, m.iface, e.protocol, m.to.Addr(), m.iface)
+		}
+	}
+	err = proxyRequest(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_EXCL, link.Attrs().Index, m.to.Addr(), p)
+	if err != nil {
+		return fmt.Errorf("host: add proxy %v on %s: %w", m.to.Addr(), m.iface, explain(err))
+	}
+	return nil
+}
+
+// ndaProtocol is NDA_PROTOCOL, which package netlink does not know.
+const ndaProtocol = 12
+
+// proxyRequest makes or removes a proxy entry.
+func proxyRequest(command, flags, index int, addr netip.Addr, p Protocol) error {
+	req := nl.NewNetlinkRequest(command, flags|unix.NLM_F_ACK)
+	req.AddData(&netlink.Ndmsg{Family: unix.AF_INET6, Index: uint32(index), Flags: netlink.NTF_PROXY})
+	req.AddData(nl.NewRtAttr(netlink.NDA_DST, addr.AsSlice()))
+	req.AddData(nl.NewRtAttr(ndaProtocol, []byte{byte(p)}))
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// proxyEntry is an entry of the kernel's neighbour proxies.
+type proxyEntry struct {
+	index    int
+	addr     netip.Addr
+	protocol Protocol
+}
+
+// proxies lists the entries that are marked with p; 0: all.
+func proxies(p Protocol) ([]proxyEntry, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
+	req.AddData(&netlink.Ndmsg{Family: unix.AF_INET6, Flags: netlink.NTF_PROXY})
+	answers, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
+	if err != nil {
+		return nil, err
+	}
+	var list []proxyEntry
+	for _, b := range answers {
+		e, ok := parseProxy(b)
+		if ok && (p == 0 || e.protocol == p) {
+			list = append(list, e)
+		}
+	}
+	return list, nil
+}
+
+// parseProxy reads a struct ndmsg and its attributes.
+func parseProxy(b []byte) (e proxyEntry, ok bool) {
+	const size, indexAt, flagsAt = 12, 4, 10
+	if len(b) < size || b[0] != unix.AF_INET6 || b[flagsAt]&netlink.NTF_PROXY == 0 {
+		return e, false
+	}
+	e.index = int(binary.NativeEndian.Uint32(b[indexAt:]))
+	attrs, err := nl.ParseRouteAttr(b[size:])
+	if err != nil {
+		return e, false
+	}
+	for _, a := range attrs {
+		switch {
+		case a.Attr.Type == netlink.NDA_DST:
+			e.addr, _ = netip.AddrFromSlice(a.Value)
+		case a.Attr.Type == ndaProtocol && len(a.Value) == 1:
+			e.protocol = Protocol(a.Value[0])
+		}
+	}
+	return e, e.addr.Is6()
+}
+
+// findLink finds an interface, or says which there are.
+func findLink(operation, name string) (netlink.Link, error) {
+	link, err := netlink.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, fmt.Errorf("host: %s: interface %s does not exist; interfaces here: %s", operation, cmp.Or(name, `""`), interfaces())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("host: %s: interface %s: %w", operation, name, err)
+	}
+	return link, nil
+}
+
+// interfaces lists the interfaces, for errors.
+func interfaces() string {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return err.Error()
+	}
+	var names []string
+	for _, l := range links {
+		names = append(names, l.Attrs().Name)
+	}
+	return strings.Join(names, ", ")
+}
+
+const curePermission = "this needs CAP_NET_ADMIN: run as root, or give the program the capability (setcap cap_net_admin+ep, AmbientCapabilities= of systemd)"
+
+// explain adds what cures an error of the kernel.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !ipv6Disabled("all"):
+		return fmt.Errorf("%w; %s", err, curePermission)
+	case errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EACCES):
+		return fmt.Errorf("%w; is IPv6 disabled here (sysctl net.ipv6.conf.all.disable_ipv6, ipv6.disable=1)?", err)
+	}
+	return err
+}
+
+// ipv6Disabled reports whether IPv6 is switched off for an interface.
+func ipv6Disabled(iface string) bool {
+	v, err := readSysctl("net/ipv6/conf/" + iface + "/disable_ipv6")
+	return err != nil || v == "1"
+}
+
+func isIPv6(p netip.Prefix) bool { return p.IsValid() && p.Addr().Is6() && !p.Addr().Is4In6() }
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}

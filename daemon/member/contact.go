@@ -17,7 +17,7 @@ func (m *Member) follow(c Contact) {
 	m.contact = c
 	if was != c {
 		m.out.Save = &c
-		m.event("contact", netip.Addr{}, c.Name, fmt.Sprintf("epoch %d", c.Epoch))
+		m.event(api.EventContact, netip.Addr{}, c.Name, fmt.Sprintf("epoch %d", c.Epoch))
 	}
 	m.mobile(node.SetContact{Addr: m.cfg.Nodes[c.Name].Daemon})
 	if m.IsContact() {
@@ -34,7 +34,7 @@ func (m *Member) follow(c Contact) {
 
 // lead begins to be the contact.
 func (m *Member) lead(was Contact) {
-	m.owners = make(map[netip.Addr]owner)
+	m.owners = make(map[netip.Addr]Owner)
 	m.unreported = make(map[string]struct{})
 	for name := range m.up {
 		m.unreported[name] = struct{}{}
@@ -153,10 +153,8 @@ func (m *Member) peerUp(name string) {
 		return
 	}
 	m.up[name] = nil
-	m.toPeer(name, &Message{
-		Kind: Hello, Version: Version, Contact: m.contact.Name, ContactEpoch: m.contact.Epoch, Clients: len(m.clients),
-	})
-	m.event("connected", netip.Addr{}, name, "")
+	m.toPeer(name, m.introduction())
+	m.event(api.EventPeerUp, netip.Addr{}, name, "")
 	if m.IsContact() {
 		m.unreported[name] = struct{}{}
 	} else if name == m.contact.Name {
@@ -165,13 +163,28 @@ func (m *Member) peerUp(name string) {
 	m.askAgain(name)
 }
 
+// introduction is what a member says of itself.
+func (m *Member) introduction() *Message {
+	return &Message{
+		Kind: Hello, Version: Version, Contact: m.contact.Name, ContactEpoch: m.contact.Epoch,
+		Clients: len(m.clients), Attached: m.attached, Accepts: m.accepts,
+	}
+}
+
+// introduce says it to all.
+func (m *Member) introduce() {
+	for name := range m.Peers() {
+		m.toPeer(name, m.introduction())
+	}
+}
+
 func (m *Member) peerDown(name string) {
 	if _, there := m.up[name]; !there {
 		return
 	}
 	delete(m.up, name)
 	delete(m.unreported, name)
-	m.event("disconnected", netip.Addr{}, name, "")
+	m.event(api.EventPeerDown, netip.Addr{}, name, "")
 	m.lostPeer(name)
 }
 
@@ -183,7 +196,7 @@ func (m *Member) fromPeer(from string, msg *Message) {
 	switch msg.Kind {
 	case Hello:
 		if msg.Version != Version {
-			m.event("version", netip.Addr{}, from, fmt.Sprintf("it speaks version %d, this node %d", msg.Version, Version))
+			m.event(api.EventFault, netip.Addr{}, from, fmt.Sprintf("it speaks version %d, this node %d", msg.Version, Version))
 			m.peerDown(from)
 			return
 		}

@@ -207,16 +207,16 @@ func (m *Member) done(h *handoff, msg *Message) {
 	addr := h.c.addr
 	if msg.Error == "" {
 		m.end(h)
-		m.event("handed off", addr, h.to, "")
+		m.event(api.EventHandedOff, addr, h.to, "")
 		m.toApp(&api.Message{
 			Kind: api.Done, ID: h.session, Client: addr, CareOf: m.cfg.Nodes[h.to].CareOf, Optimised: msg.Optimised,
 		})
 		return
 	}
 	m.end(h)
-	c := &client{addr: addr, epoch: h.c.epoch + 2, connections: h.c.connections, relayed: h.c.relayed}
+	c := &client{addr: addr, epoch: h.c.epoch + 2, since: m.now, connections: h.c.connections, relayed: h.c.relayed}
 	m.clients[addr] = c
-	m.event("taken back", addr, h.to, msg.Error)
+	m.event(api.EventHandoffFailed, addr, h.to, msg.Error)
 	m.tellContact(c)
 	if !c.relayed {
 		m.mobile(node.Bind{Client: addr, Grant: h.grant})
@@ -229,7 +229,7 @@ func (m *Member) done(h *handoff, msg *Message) {
 func (m *Member) fail(h *handoff, err error) {
 	answer := map[stage]api.Kind{preparing: api.Prepared, transferring: api.Imported}[h.stage]
 	m.end(h)
-	m.event("not handed off", h.c.addr, h.to, err.Error())
+	m.event(api.EventHandoffFailed, h.c.addr, h.to, err.Error())
 	if answer != 0 {
 		m.toApp(&api.Message{Kind: answer, ID: h.session, Error: err.Error()})
 	}
@@ -259,7 +259,7 @@ func (m *Member) arrivals() []*offer {
 // target can end.
 func (m *Member) handoffLate(h *handoff) {
 	if h.stage == committed {
-		m.event("in doubt", h.c.addr, h.to, "no word since it was committed")
+		m.event(api.EventFault, h.c.addr, h.to, "no word since it was committed")
 		return
 	}
 	m.toPeer(h.to, &Message{Kind: Abort, ID: h.id})

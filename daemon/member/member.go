@@ -181,9 +181,10 @@ type ToPeer struct {
 
 // Event is something that happened, for people to read.
 type Event struct {
-	Kind   string
+	Kind   api.EventKind
 	Client netip.Addr
 	Node   string // another one that has to do with it
+	Epoch  uint64
 	Detail string
 }
 
@@ -195,31 +196,25 @@ type Answer struct {
 	Connections int
 }
 
-// Mode is how a client's packets come.
-type Mode string
-
-// Modes.
-const (
-	Relayed   Mode = "relayed"   // through the contact
-	Testing   Mode = "testing"   // likewise, and route optimisation is being tried
-	Optimised Mode = "optimised" // directly
-)
-
 // Client is what a member knows of a client.
 type Client struct {
 	Client      netip.Addr
 	Epoch       uint64
-	Mode        Mode
 	State       node.State
+	Bound       bool // its packets come directly, not through the contact
 	Sequence    uint16
+	Binding     time.Duration // for how long the client may have one
 	Connections int
-	Moving      string // the node that it is on its way to, if any
+	Since       time.Duration // when this member became the owner
+	Moving      string        // the node that it is on its way to, if any
+	Stage       string        // and how far it is
 }
 
 // client is one that this member owns, or has given away and not yet heard.
 type client struct {
 	addr        netip.Addr
 	epoch       uint64
+	since       time.Duration
 	connections int
 	bound       bool     // the application sends by its binding
 	relayed     bool     // it is known not to do route optimisation
@@ -245,7 +240,6 @@ type Member struct {
 
 	attached bool
 	accepts  bool // the application takes clients from other nodes
-	program  string
 
 	up map[string]*Message // the Hello of members that are connected, nil before it has come
 
@@ -254,7 +248,7 @@ type Member struct {
 
 	// Of the contact: what it has been told, and by whom it has not yet been told
 	// everything.
-	owners     map[netip.Addr]owner
+	owners     map[netip.Addr]Owner
 	unreported map[string]struct{}
 
 	lastID    uint64
@@ -267,8 +261,8 @@ type Member struct {
 	timers    deadline.Queue[any]   // of *handoff, *offer, *takeover
 	settled   settled
 
-	out Output
-	buf [][]byte
+	started bool
+	out     Output
 }
 
 // takeover is one that waits for the home agent.
@@ -340,7 +334,10 @@ func New(cfg Config) (*Member, error) {
 func (m *Member) Step(now time.Duration, in Input) Output {
 	m.now = max(m.now, now)
 	m.out = Output{Send: m.out.Send[:0], Relay: m.out.Relay[:0], Events: m.out.Events[:0]}
-	m.buf = m.buf[:0]
+	if _, first := in.(Start); !first && !m.started {
+		return m.out
+	}
+	m.started = true
 	switch in := in.(type) {
 	case Start:
 		m.follow(m.contact)
@@ -423,8 +420,9 @@ func (m *Member) Contact() (c Contact, registered bool) { return m.contact, m.re
 // IsContact reports whether this member is the contact.
 func (m *Member) IsContact() bool { return m.contact.Name == m.cfg.Name }
 
-// Attached tells the application, if there is one.
-func (m *Member) Attached() (program string, ok bool) { return m.program, m.attached }
+// Registered tells whether this member is registered at the home agent, and until
+// when.
+func (m *Member) Registered() (until time.Duration, ok bool) { return m.registrar.Registered() }
 
 // Peers are the other members, and what they have said of themselves; nil: they
 // are not connected.
@@ -464,16 +462,11 @@ func (m *Member) Client(addr netip.Addr) (Client, bool) {
 	}
 	g, _ := m.machine.Grant(addr, m.now)
 	out := Client{
-		Client: addr, Epoch: c.epoch, State: m.machine.State(addr), Sequence: g.Sequence, Connections: c.connections, Mode: Relayed,
-	}
-	switch {
-	case c.bound:
-		out.Mode = Optimised
-	case out.State == node.Testing || out.State == node.Binding || out.State == node.Established:
-		out.Mode = Testing
+		Client: addr, Epoch: c.epoch, State: m.machine.State(addr), Bound: c.bound, Sequence: g.Sequence, Binding: g.Binding,
+		Connections: c.connections, Since: c.since,
 	}
 	if c.out != nil {
-		out.Moving = c.out.to
+		out.Moving, out.Stage = c.out.to, c.out.stage.String()
 	}
 	return out, true
 }
@@ -488,8 +481,12 @@ func (m *Member) Count() (clients, bound int) {
 	return len(m.clients), bound
 }
 
-func (m *Member) event(kind string, client netip.Addr, node, detail string) {
-	m.out.Events = append(m.out.Events, Event{Kind: kind, Client: client, Node: node, Detail: detail})
+func (m *Member) event(kind api.EventKind, client netip.Addr, node, detail string) {
+	e := Event{Kind: kind, Client: client, Node: node, Detail: detail}
+	if c := m.clients[client]; c != nil {
+		e.Epoch = c.epoch
+	}
+	m.out.Events = append(m.out.Events, e)
 }
 
 func (m *Member) toApp(msg *api.Message) {

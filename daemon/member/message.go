@@ -17,7 +17,8 @@ type Kind uint8
 // Kinds of messages between the members of a distributed server.
 const (
 	// Hello begins every connection between two members: Contact and
-	// ContactEpoch as the sender knows them, Clients that it owns, Version.
+	// ContactEpoch as the sender knows them, Version, and what it says of itself:
+	// Clients that it owns, Attached, Accepts. It comes again when that changes.
 	Hello Kind = iota + 1
 	// SetContact tells that Contact is the contact with ContactEpoch. Owners
 	// answers it, as it answers a Hello of the contact: all that the sender owns.
@@ -86,6 +87,8 @@ type Message struct {
 	Clients      int     `cbor:"16,keyasint,omitempty"`
 	Owners       []Owned `cbor:"17,keyasint,omitempty"`
 	Complete     bool    `cbor:"18,keyasint,omitempty"`
+	Attached     bool    `cbor:"19,keyasint,omitempty"` // an application is attached to the sender
+	Accepts      bool    `cbor:"20,keyasint,omitempty"` // and it takes clients from other nodes
 }
 
 // Owned is a client with the epoch of its ownership.

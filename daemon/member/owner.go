@@ -3,6 +3,7 @@ package member
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -12,10 +13,10 @@ import (
 	"github.com/distributed-servers/ds/mobility/relay"
 )
 
-// owner is what the contact knows of a client.
-type owner struct {
-	name  string
-	epoch uint64
+// Owner is what the contact knows of a client: the node that owns it.
+type Owner struct {
+	Name  string
+	Epoch uint64
 }
 
 // fromApp takes a message of the application.
@@ -46,7 +47,7 @@ func (m *Member) fromApp(msg *api.Message) {
 // hello begins a session. An application that comes back tells what it owns; a
 // new one owns nothing yet, but has to know which clients send directly.
 func (m *Member) hello(msg *api.Message) {
-	m.attached, m.accepts, m.program = true, msg.AcceptsHandoffs, msg.Program
+	m.attached, m.accepts = true, msg.AcceptsHandoffs
 	m.toApp(&api.Message{Kind: api.Welcome, Config: m.sessionConfig()})
 	for _, a := range msg.Resume {
 		m.own(a, 1)
@@ -56,7 +57,8 @@ func (m *Member) hello(msg *api.Message) {
 			m.toApp(&api.Message{Kind: api.Bound, Client: c.addr})
 		}
 	}
-	m.event("attached", netip.Addr{}, "", msg.Program)
+	m.event(api.EventAttached, netip.Addr{}, "", msg.Program)
+	m.introduce()
 }
 
 // sessionConfig is what the application is to know now.
@@ -84,11 +86,12 @@ func (m *Member) appGone(lost bool) {
 		return
 	}
 	m.attached, m.accepts = false, false
+	m.introduce()
 	detail := "its connections go on"
 	if lost {
 		detail = fmt.Sprintf("its connections are lost, those of %d clients", len(m.clients))
 	}
-	m.event("detached", netip.Addr{}, "", detail)
+	m.event(api.EventDetached, netip.Addr{}, "", detail)
 	m.abandonHandoffs(lost)
 	for _, id := range slices.Sorted(maps.Keys(m.asked)) {
 		m.answer(Answer{ID: m.asked[id], Err: errors.New("the application has gone")})
@@ -115,9 +118,9 @@ func (m *Member) own(addr netip.Addr, connections int) {
 	if !addr.Is6() || !addr.IsGlobalUnicast() {
 		return // a link-local client cannot have a binding, nor be relayed
 	}
-	c = &client{addr: addr, epoch: 1, connections: max(1, connections)}
+	c = &client{addr: addr, epoch: 1, since: m.now, connections: max(1, connections)}
 	m.clients[addr] = c
-	m.event("owned", addr, "", "")
+	m.event(api.EventOwned, addr, "", "")
 	m.mobile(node.Optimise{Client: addr})
 	m.tellContact(c)
 }
@@ -133,7 +136,7 @@ func (m *Member) gone(addr netip.Addr) {
 // retire lets a client go that has stayed away.
 func (m *Member) retire(c *client) {
 	m.disown(c)
-	m.event("gone", c.addr, "", "")
+	m.event(api.EventGone, c.addr, "", "")
 	m.mobile(node.Release{Client: c.addr})
 	if m.IsContact() {
 		m.forget(m.cfg.Name, c.addr, c.epoch)
@@ -184,17 +187,17 @@ func (m *Member) report() {
 func (m *Member) claim(name string, o Owned) (epoch uint64) {
 	was, known := m.owners[o.Client]
 	epoch = o.Epoch
-	if known && was.epoch >= epoch && was != (owner{name, epoch}) {
-		if _, there := m.up[was.name]; was.name != name && (there || was.name == m.cfg.Name) {
-			m.event("conflict", o.Client, name, fmt.Sprintf("claims with epoch %d what %s owns with epoch %d", epoch, was.name, was.epoch))
+	if known && was.Epoch >= epoch && was != (Owner{name, epoch}) {
+		if _, there := m.up[was.Name]; was.Name != name && (there || was.Name == m.cfg.Name) {
+			m.event(api.EventFault, o.Client, name, fmt.Sprintf("claims with epoch %d what %s owns with epoch %d", epoch, was.Name, was.Epoch))
 			return 0
 		}
-		epoch = was.epoch
-		if was.name != name {
+		epoch = was.Epoch
+		if was.Name != name {
 			epoch++
 		}
 	}
-	m.owners[o.Client] = owner{name, epoch}
+	m.owners[o.Client] = Owner{name, epoch}
 	m.out.Relay = append(m.out.Relay, relay.SetOwner{Client: o.Client, Owner: m.cfg.Nodes[name].CareOf, Epoch: epoch})
 	if c := m.clients[o.Client]; name == m.cfg.Name && c != nil {
 		c.epoch = epoch
@@ -235,11 +238,14 @@ func (m *Member) stale(from string, owners []Owned) {
 
 // forget is, at the contact, that a member has let a client go.
 func (m *Member) forget(name string, addr netip.Addr, epoch uint64) {
-	if o := m.owners[addr]; o.name == name && o.epoch <= epoch {
+	if o := m.owners[addr]; o.Name == name && o.Epoch <= epoch {
 		delete(m.owners, addr)
 		m.out.Relay = append(m.out.Relay, relay.Forget{Client: addr, Epoch: epoch})
 	}
 }
+
+// Owners are all clients that the contact knows, and whose they are.
+func (m *Member) Owners() iter.Seq2[netip.Addr, Owner] { return maps.All(m.owners) }
 
 // Owner tells who owns a client as far as this member knows: the contact knows
 // of all, others of their own.
@@ -248,5 +254,5 @@ func (m *Member) Owner(addr netip.Addr) (name string, ok bool) {
 		return m.cfg.Name, true
 	}
 	o, ok := m.owners[addr]
-	return o.name, ok
+	return o.Name, ok
 }

@@ -38,7 +38,7 @@ func (m *Member) register(in node.Input) {
 		switch e.Kind {
 		case node.Registered:
 			if !m.registered {
-				m.event("registered", netip.Addr{}, "", "at home agent "+m.cfg.HomeAgent.String())
+				m.event(api.EventRegistered, netip.Addr{}, "", "at home agent "+m.cfg.HomeAgent.String())
 			}
 			m.registered = true
 			m.endTakeover(nil)
@@ -48,7 +48,7 @@ func (m *Member) register(in node.Input) {
 			if e.Status != 0 {
 				why = fmt.Sprintf("%s, status %d", why, e.Status)
 			}
-			m.event("registration failed", netip.Addr{}, "", why)
+			m.event(api.EventDeregistered, netip.Addr{}, "", why)
 		case node.Deregistered:
 			m.registered = false
 		}
@@ -105,10 +105,8 @@ func (m *Member) heard(e node.Event) {
 		if c != nil && !c.bound {
 			c.bound = true
 			m.toApp(&api.Message{Kind: api.Bound, Client: e.Client})
-			m.event("bound", e.Client, "", "")
+			m.event(api.EventBound, e.Client, "", "")
 		}
-	case node.Confirmed:
-		m.event("confirmed", e.Client, "", "")
 	case node.Unsupported:
 		m.ready(e.Client, false)
 		if c != nil {
@@ -129,7 +127,11 @@ func (m *Member) unbound(c *client, e node.Event) {
 		c.bound = false
 		m.toApp(&api.Message{Kind: api.Unbound, Client: c.addr})
 	}
-	m.event(e.Kind.String(), c.addr, "", e.Reason.String())
+	why := e.Kind.String()
+	if e.Reason != 0 {
+		why += ": " + e.Reason.String()
+	}
+	m.event(api.EventUnbound, c.addr, "", why)
 }
 
 func (m *Member) optimise(addr netip.Addr) {

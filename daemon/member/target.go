@@ -119,12 +119,12 @@ func (m *Member) offered(msg *api.Message) {
 func (m *Member) take(o *offer, msg *Message) {
 	o.stage = activating
 	m.timers.Remove(o)
-	c := &client{addr: o.client, epoch: msg.Epoch, connections: max(1, o.conns), relayed: msg.Relayed}
+	c := &client{addr: o.client, epoch: msg.Epoch, since: m.now, connections: max(1, o.conns), relayed: msg.Relayed}
 	m.clients[c.addr] = c
 	if !c.relayed {
 		m.mobile(node.Bind{Client: c.addr, Grant: msg.Grant.grant()})
 	}
-	m.event("taken over", c.addr, o.key.from, "")
+	m.event(api.EventTakenOver, c.addr, o.key.from, "")
 	m.toApp(&api.Message{Kind: api.Activate, ID: o.id, Client: c.addr, Optimised: c.bound})
 	m.tellContact(c)
 }

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -307,7 +308,7 @@ func (h *host) step(in Input) {
 	h.events = append(h.events, slices.Clone(out.Events)...)
 	for _, e := range out.Events {
 		w.logf("%s: %s %s %s %s", h.name, e.Kind, e.Client, e.Node, e.Detail)
-		if e.Kind == "conflict" {
+		if e.Kind == api.EventFault && strings.Contains(e.Detail, "claims") {
 			w.fail("%s: %+v", h.name, e)
 		}
 	}

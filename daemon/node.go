@@ -1,0 +1,408 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/user"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/daemon/config"
+	"github.com/distributed-servers/ds/daemon/filter"
+	"github.com/distributed-servers/ds/daemon/host"
+	"github.com/distributed-servers/ds/daemon/member"
+	"github.com/distributed-servers/ds/daemon/peer"
+	"github.com/distributed-servers/ds/daemon/rawip"
+	"github.com/distributed-servers/ds/daemon/server"
+	"github.com/distributed-servers/ds/mobility/relay"
+	"github.com/distributed-servers/ds/mobility/wire"
+	"golang.org/x/sys/unix"
+)
+
+// Node is the node's role.
+type Node struct {
+	cfg     *config.Config
+	log     *slog.Logger
+	begin   time.Time
+	state   state
+	events  server.Events
+	version string
+
+	services []*service
+	byHome   map[netip.Addr]*service
+	byCareOf map[netip.Addr]*service
+
+	sender *rawip.Sender
+	mesh   *peer.Mesh
+	meshed chan struct{} // closed when mesh is set
+	filter *filter.Filter
+
+	admitted atomic.Pointer[map[netip.Addr]users]
+	reached  sync.Map // node name to reach
+}
+
+// users may attach to a server.
+type users struct{ uids, gids []uint32 }
+
+// reach is whether a node's daemon is connected, since when, and why not.
+type reach struct {
+	connected bool
+	since     time.Time
+	err       string
+}
+
+// NewNode returns the role for a configuration that is complete. Nothing is
+// changed before Run.
+func NewNode(cfg *config.Config, log *slog.Logger) (*Node, error) {
+	if cfg.Node == nil {
+		return nil, errors.New("daemon: the configuration has no table [node]")
+	}
+	n := &Node{
+		cfg: cfg, log: log, begin: time.Now(), state: state{cfg.Node.State}, meshed: make(chan struct{}),
+		byHome: make(map[netip.Addr]*service), byCareOf: make(map[netip.Addr]*service),
+	}
+	if err := n.admit(cfg); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// now is the machines' time.
+func (n *Node) now() time.Duration { return time.Since(n.begin) }
+
+// Run is the node, until the context ends. What it has changed on the host is
+// undone then, and after an error.
+func (n *Node) Run(ctx context.Context) (err error) {
+	var undo []func() error
+	defer func() {
+		for _, f := range slices.Backward(undo) {
+			err = errors.Join(err, f())
+		}
+	}()
+	cfg := n.cfg.Node
+	meshConfig, err := n.meshConfig()
+	if err != nil {
+		return err
+	}
+
+	h, err := host.Open(host.Config{State: cfg.State, Logger: n.log})
+	if err != nil {
+		return err
+	}
+	undo = append(undo, h.Close)
+	if n.sender, err = rawip.NewSender(); err != nil {
+		return err
+	}
+	undo = append(undo, n.sender.Close)
+	tunnel, err := rawip.Listen(cfg.Address)
+	if err != nil {
+		return err
+	}
+	undo = append(undo, tunnel.Close)
+
+	if err := h.Forward(); err != nil {
+		return err
+	}
+	for _, c := range n.cfg.Servers {
+		s, err := n.open(c, h)
+		if err != nil {
+			return err
+		}
+		undo = append(undo, s.close)
+	}
+	if n.filter, err = filter.Open(filter.Config{Queue: cfg.Queue, Rules: n.rules(), Handler: n.queued, Logger: n.log}); err != nil {
+		return err
+	}
+	undo = append(undo, n.filter.Close)
+	for _, s := range n.services {
+		s.step(member.Start{})
+	}
+	if n.mesh, err = peer.Open(meshConfig); err != nil {
+		return err
+	}
+	close(n.meshed)
+	undo = append(undo, n.mesh.Close)
+	srv, err := server.New(server.Config{Socket: cfg.Socket, Group: cfg.Group, Backend: n, Events: &n.events, Logger: n.log})
+	if err != nil {
+		return err
+	}
+	var running sync.WaitGroup
+	running.Go(func() { srv.Serve() })
+	running.Go(func() { n.readTunnel(tunnel) })
+	undo = append(undo, func() error {
+		err := errors.Join(srv.Close(), tunnel.Close())
+		running.Wait()
+		return err
+	})
+	n.events.Publish(api.Event{Kind: api.EventStarted})
+	<-ctx.Done()
+	n.events.Publish(api.Event{Kind: api.EventStopping})
+	return nil
+}
+
+// open makes a service.
+func (n *Node) open(c config.Server, h *host.Host) (*service, error) {
+	home, careOf := c.Address.Addr(), c.Nodes[n.cfg.Node.Name]
+	s := &service{
+		n: n, cfg: c, home: home, careOf: careOf, tun: interfaceName(home), waiting: make(map[uint64]chan member.Answer),
+	}
+	contact, ok, err := n.state.load(home)
+	if err != nil {
+		return nil, err
+	}
+	if _, known := c.Nodes[contact.Name]; !ok || !known {
+		contact = member.Contact{Name: c.Contact}
+	}
+	key, err := config.ReadKey(c.KeyFile)
+	if err != nil {
+		return nil, err
+	}
+	nodes := make(map[string]member.Addrs)
+	for name, careOf := range c.Nodes {
+		nodes[name] = member.Addrs{Daemon: n.cfg.Node.Peers[name], CareOf: careOf}
+	}
+	nodes[n.cfg.Node.Name] = member.Addrs{Daemon: n.cfg.Node.Address, CareOf: careOf}
+	s.member, err = member.New(member.Config{
+		Name: n.cfg.Node.Name, Home: c.Address, HomeAgent: c.HomeAgent, SPI: c.SPI, Key: wire.SharedKey(key),
+		Nodes: nodes, Contact: contact, Epoch: n.begin, Rand: rand.Reader,
+		Session:     api.SessionConfig{MTU: c.MTU, Queues: c.Queues, TUN: s.tun},
+		IdleTimeout: time.Duration(c.IdleTimeout),
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.timer = time.AfterFunc(time.Hour, func() { s.step(member.Tick{}) })
+	s.timer.Stop()
+	if err := s.openDevice(); errors.Is(err, unix.EBUSY) {
+		n.log.Info("an application still has the interface; waiting for it to attach", "server", home, "interface", s.tun)
+	} else if err != nil {
+		return nil, err
+	}
+	if err := h.AddProxy(n.cfg.Node.Interface, careOf); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	n.services = append(n.services, s)
+	n.byHome[home], n.byCareOf[careOf] = s, s
+	return s, nil
+}
+
+func (s *service) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.timer.Stop()
+	if s.device != nil {
+		return s.device.Close()
+	}
+	return nil
+}
+
+// rules are those of the packet filter.
+func (n *Node) rules() filter.Rules {
+	var servers []filter.NodeServer
+	for _, s := range n.services {
+		fs := filter.NodeServer{Address: s.home, CareOf: s.careOf, TUN: s.tun}
+		for name, careOf := range s.cfg.Nodes {
+			if name != n.cfg.Node.Name {
+				fs.Peers = append(fs.Peers, careOf)
+			}
+		}
+		slices.SortFunc(fs.Peers, netip.Addr.Compare)
+		servers = append(servers, fs)
+	}
+	return filter.NodeRules(n.cfg.Node.Address, servers)
+}
+
+// queued decides on a packet from the Netfilter queue.
+func (n *Node) queued(p filter.Packet) filter.Verdict {
+	class := filter.Classify(filter.Node, p.Hook, p.Payload)
+	if class == filter.Take || class == filter.Copy {
+		n.signalling(slices.Clone(p.Payload))
+	}
+	if class == filter.Take || class == filter.Discard {
+		return filter.Drop()
+	}
+	return filter.Accept()
+}
+
+// signalling brings a packet to the machine that it is for. What comes to the
+// daemon's address itself is about the home registration of one of the servers,
+// or an error about a tunnel, which the relay that sent it knows.
+func (n *Node) signalling(p []byte) {
+	dst := netip.AddrFrom16([16]byte(p[24:40]))
+	if s := n.byCareOf[dst]; s != nil {
+		s.step(member.Received{Packet: p})
+		return
+	}
+	for _, s := range n.services {
+		s.step(member.Received{Packet: slices.Clone(p)})
+		s.relaying.Lock()
+		var out relay.Output
+		if s.relay != nil {
+			out = s.relay.Step(n.now(), relay.Received{Packet: p})
+			n.sender.Send(out.Send...)
+		}
+		s.relaying.Unlock()
+	}
+}
+
+// readTunnel takes what comes in tunnels to the daemon's address. Which server it
+// is for the inner header tells: one of its addresses is the server's.
+func (n *Node) readTunnel(t *rawip.Tunnel) {
+	batch := n.sender.NewBatch()
+	for {
+		packets, err := t.ReadBatch()
+		if err != nil {
+			if !errors.Is(err, net.ErrClosed) {
+				n.log.Error("tunnels end", "err", err)
+			}
+			return
+		}
+		for _, p := range packets {
+			if len(p) < 2*wire.HeaderLen || p[wire.HeaderLen]>>4 != 6 {
+				continue
+			}
+			inner := p[wire.HeaderLen:]
+			s := n.byHome[netip.AddrFrom16([16]byte(inner[24:40]))]
+			if s == nil {
+				s = n.byHome[netip.AddrFrom16([16]byte(inner[8:24]))]
+			}
+			if s != nil {
+				s.fromTunnel(p, batch.Add)
+			}
+		}
+		batch.Flush()
+	}
+}
+
+// meshConfig reads what the connections to the other daemons need.
+func (n *Node) meshConfig() (peer.Config, error) {
+	c := n.cfg.Node
+	cert, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+	if err != nil {
+		return peer.Config{}, fmt.Errorf("daemon: certificate of this node: %w", err)
+	}
+	ca, err := os.ReadFile(c.CA)
+	if err != nil {
+		return peer.Config{}, fmt.Errorf("daemon: certificate of the cluster: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(ca) {
+		return peer.Config{}, fmt.Errorf("daemon: certificate of the cluster: %s has no PEM certificate", c.CA)
+	}
+	peers := make(map[string]netip.AddrPort)
+	for name, addr := range c.Peers {
+		peers[name] = netip.AddrPortFrom(addr, c.ControlPort)
+		n.reached.Store(name, reach{since: n.begin, err: "not yet"})
+	}
+	return peer.Config{
+		Name: c.Name, Listen: netip.AddrPortFrom(c.Address, c.ControlPort), Peers: peers,
+		Certificate: cert, Authorities: pool, Handler: (*fromPeers)(n), Logger: n.log,
+	}, nil
+}
+
+func (n *Node) toPeer(p member.ToPeer) {
+	b, err := p.Message.Append(nil)
+	if err == nil {
+		err = n.mesh.Send(p.To, b)
+	}
+	if err != nil && !errors.Is(err, peer.ErrNotConnected) {
+		n.log.Error("a message is not sent", "node", p.To, "kind", p.Message.Kind, "err", err)
+	}
+}
+
+// fromPeers is a Node as the mesh's handler.
+type fromPeers Node
+
+func (f *fromPeers) Up(name string) {
+	n := (*Node)(f)
+	<-n.meshed
+	n.reached.Store(name, reach{connected: true, since: time.Now()})
+	for _, s := range n.services {
+		if _, ours := s.cfg.Nodes[name]; ours {
+			s.step(member.PeerUp{Name: name})
+		}
+	}
+}
+
+func (f *fromPeers) Down(name string, err error) {
+	n := (*Node)(f)
+	n.reached.Store(name, reach{since: time.Now(), err: fmt.Sprint(err)})
+	for _, s := range n.services {
+		s.step(member.PeerDown{Name: name})
+	}
+}
+
+func (f *fromPeers) Received(name string, frame []byte) {
+	n := (*Node)(f)
+	m, err := member.Parse(frame)
+	if err != nil {
+		n.log.Warn("a message of another node makes no sense", "node", name, "err", err)
+		return
+	}
+	if s := n.byHome[m.Server]; s != nil {
+		s.step(member.Peer{From: name, Message: m})
+	}
+}
+
+// admit looks up who may attach to which server.
+func (n *Node) admit(cfg *config.Config) error {
+	all := make(map[netip.Addr]users)
+	for _, s := range cfg.Servers {
+		var u users
+		for _, name := range s.Users {
+			id, err := lookup(name, func(name string) (string, error) {
+				found, err := user.Lookup(name)
+				if err != nil {
+					return "", err
+				}
+				return found.Uid, nil
+			})
+			if err != nil {
+				return fmt.Errorf("daemon: server %s: users: %w", s.Address.Addr(), err)
+			}
+			u.uids = append(u.uids, id)
+		}
+		for _, name := range s.UserGroups {
+			id, err := lookup(name, func(name string) (string, error) {
+				found, err := user.LookupGroup(name)
+				if err != nil {
+					return "", err
+				}
+				return found.Gid, nil
+			})
+			if err != nil {
+				return fmt.Errorf("daemon: server %s: user_groups: %w", s.Address.Addr(), err)
+			}
+			u.gids = append(u.gids, id)
+		}
+		all[s.Address.Addr()] = u
+	}
+	n.admitted.Store(&all)
+	return nil
+}
+
+// lookup is the number of a user or group, by name or as it is.
+func lookup(name string, find func(string) (string, error)) (uint32, error) {
+	s := name
+	if _, err := strconv.ParseUint(name, 10, 32); err != nil {
+		if s, err = find(name); err != nil {
+			return 0, err
+		}
+	}
+	id, err := strconv.ParseUint(s, 10, 32)
+	return uint32(id), err
+}
+
+func (s *service) users() users { return (*s.n.admitted.Load())[s.home] }

@@ -1,0 +1,119 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/daemon/member"
+	"github.com/distributed-servers/ds/daemon/server"
+)
+
+// session is an attached application.
+type session struct {
+	*api.Session
+	who   server.Cred
+	since time.Time
+	hello *api.Message
+	s     *service
+}
+
+// send sends a message of the member. The welcome has the descriptors with it.
+func (a *session) send(m *api.Message) {
+	if a == nil {
+		return
+	}
+	var err error
+	if m.Kind == api.Welcome && !a.hello.HasTUN {
+		m.Config.Queues = 1
+		err = a.SendFiles(m, a.s.device.File())
+	} else {
+		err = a.Send(m)
+	}
+	if err != nil {
+		a.Close() // whoever receives from it finds out
+	}
+}
+
+// Admit decides who may attach.
+func (n *Node) Admit(_ context.Context, dsa netip.Addr, who server.Cred) error {
+	s, err := n.service(dsa)
+	if err != nil {
+		return err
+	}
+	switch {
+	case who.UID == 0, slices.Contains(s.users().uids, who.UID):
+		return nil
+	case slices.ContainsFunc(s.users().gids, who.In):
+		return nil
+	}
+	return api.Errorf(api.ErrForbidden, "add the user to users of the server in the configuration, or one of its groups to user_groups, and reload",
+		"user %d may not serve %s", who.UID, dsa)
+}
+
+// Attach is an application's session, from beginning to end.
+func (n *Node) Attach(ctx context.Context, dsa netip.Addr, who server.Cred, conn *api.Session) error {
+	s, err := n.service(dsa)
+	if err != nil {
+		return err
+	}
+	hello, err := conn.Receive()
+	switch {
+	case err != nil:
+		return err
+	case hello.Kind != api.Hello:
+		return api.Errorf(api.ErrInvalid, "", "the first message is %s, not hello", hello.Kind)
+	}
+	a := &session{Session: conn, who: who, since: time.Now(), hello: hello, s: s}
+	if err := s.attach(a); err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	for {
+		m, err := conn.Receive()
+		if err != nil {
+			s.detach(a)
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		s.step(member.App{Message: m})
+	}
+}
+
+func (s *service) attach(a *session) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.session != nil {
+		return api.Errorf(api.ErrConflict, "stop it first, or let it hand its clients off",
+			"%s is served by process %d (%s)", s.home, s.session.who.PID, s.session.hello.Program)
+	}
+	switch {
+	case a.hello.HasTUN && s.device != nil:
+		// It is still there although this daemon has had time to make another:
+		// the one that it has is gone, or was never this server's.
+		return api.Errorf(api.ErrConflict, "start the application anew", "the descriptors that it has are not those of %s any more", s.tun)
+	case !a.hello.HasTUN && s.device == nil:
+		if err := s.openDevice(); err != nil {
+			return api.Errorf(api.ErrBusy, "stop the application that has it: it was attached before the daemon was started, and has not come back",
+				"no interface for %s: %v", s.home, err)
+		}
+	}
+	s.session = a
+	s.stepLocked(member.App{Message: a.hello})
+	return nil
+}
+
+// detach is that the application has gone, and its connections with it: one that
+// ends its session without ending has lost them as well, for others may attach.
+func (s *service) detach(a *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.session = nil
+	s.stepLocked(member.AppGone{Lost: true})
+}

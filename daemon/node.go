@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/user"
+	"reflect"
 	"slices"
 	"strconv"
 	"sync"
@@ -406,3 +407,26 @@ func lookup(name string, find func(string) (string, error)) (uint32, error) {
 }
 
 func (s *service) users() users { return (*s.n.admitted.Load())[s.home] }
+
+// Reload takes over what may change while the node runs: who may attach. Anything
+// else is refused, and nothing changes.
+func (n *Node) Reload(cfg *config.Config) error {
+	if cfg.Node == nil || !reflect.DeepEqual(*cfg.Node, *n.cfg.Node) {
+		return errors.New("daemon: reload: the table [node] has changed, which takes a restart; connections go on meanwhile")
+	}
+	rest := func(servers []config.Server) []config.Server {
+		servers = slices.Clone(servers)
+		for i := range servers {
+			servers[i].Users, servers[i].UserGroups = nil, nil
+		}
+		return servers
+	}
+	if !reflect.DeepEqual(rest(cfg.Servers), rest(n.cfg.Servers)) {
+		return errors.New("daemon: reload: a [[server]] has changed in more than users and user_groups, which takes a restart; connections go on meanwhile")
+	}
+	if err := n.admit(cfg); err != nil {
+		return err
+	}
+	n.events.Publish(api.Event{Kind: api.EventReloaded})
+	return nil
+}

@@ -41,6 +41,7 @@ type world struct {
 	up map[[2]string]int
 
 	lossy bool // packets get lost
+	lax   bool // members say what makes no sense
 	log   []string
 }
 
@@ -205,7 +206,13 @@ func (w *world) delay() time.Duration {
 // run lets time pass.
 func (w *world) run(d time.Duration) {
 	end := w.now + d
-	for {
+	for same, was := 0, w.now; ; same++ {
+		if w.now != was {
+			same, was = 0, w.now
+		}
+		if same > 10000 {
+			w.fail("time stands still")
+		}
 		at, do := end, func() {}
 		if len(w.todo) > 0 && w.todo[0].at <= at {
 			at = w.todo[0].at
@@ -308,7 +315,7 @@ func (h *host) step(in Input) {
 	h.events = append(h.events, slices.Clone(out.Events)...)
 	for _, e := range out.Events {
 		w.logf("%s: %s %s %s %s", h.name, e.Kind, e.Client, e.Node, e.Detail)
-		if e.Kind == api.EventFault && strings.Contains(e.Detail, "claims") {
+		if !w.lax && e.Kind == api.EventFault && strings.Contains(e.Detail, "claims") {
 			w.fail("%s: %+v", h.name, e)
 		}
 	}
@@ -447,7 +454,7 @@ func (a *app) receive(m *api.Message) {
 		}
 		a.end(m.ID, mv.client, m.Error)
 	case api.Offer:
-		if string(m.Snapshot) != "connections of "+m.Client.String() {
+		if !w.lax && string(m.Snapshot) != "connections of "+m.Client.String() {
 			w.fail("%s is offered %q for %s", a.h.name, m.Snapshot, m.Client)
 		}
 		if a.refuses == "" {
@@ -486,7 +493,7 @@ func (w *world) oneOwner() {
 				owners = append(owners, n)
 			}
 		}
-		if len(owners) > 1 {
+		if len(owners) > 1 && !w.lax {
 			w.fail("%s has the owners %v", addr, owners)
 		}
 	}

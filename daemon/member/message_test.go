@@ -1,0 +1,162 @@
+package member
+
+import (
+	"bytes"
+	"errors"
+	"net/netip"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/distributed-servers/ds/mobility/node"
+)
+
+func samples() []*Message {
+	c := clientAddr(0)
+	g := newGrant(node.Grant{HomeNonce: 3, Remaining: time.Second, Sequence: 7, Binding: time.Minute})
+	return []*Message{
+		{Kind: Hello, Version: Version, Contact: "a", ContactEpoch: 3, Clients: 5, Attached: true, Accepts: true},
+		{Kind: SetContact, Contact: "b", ContactEpoch: 4},
+		{Kind: TakeOver},
+		{Kind: Owners, Owners: []Owned{{Client: c, Epoch: 1 << 60}}, Complete: true},
+		{Kind: Stale, Owners: []Owned{{Client: c, Epoch: 2}}},
+		{Kind: Gone, Client: c, Epoch: 9},
+		{Kind: Prepare, ID: 1, Client: c, Epoch: 2, Grant: g},
+		{Kind: Prepared, ID: 1, Optimised: true},
+		{Kind: Transfer, ID: 1, Client: c, Snapshot: []byte("snapshot"), State: [][]byte{nil, []byte("state")}, Connections: 2},
+		{Kind: Imported, ID: 1, Error: "no"},
+		{Kind: Commit, ID: 1, Client: c, Epoch: 2, Relayed: true},
+		{Kind: Done, ID: 1, Optimised: true},
+		{Kind: Abort, ID: 1},
+		{Kind: Query, ID: 1, Client: c},
+	}
+}
+
+func TestMessages(t *testing.T) {
+	kinds := make(map[Kind]bool)
+	for _, m := range samples() {
+		m.Server = home.Addr()
+		kinds[m.Kind] = true
+		b, err := m.Append(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Parse(b)
+		if err != nil {
+			t.Errorf("%s: %v", m.Kind, err)
+			continue
+		}
+		again, err := got.Append(nil)
+		if err != nil || !bytes.Equal(again, b) {
+			t.Errorf("%s: %x\nagain %x, %v", m.Kind, b, again, err)
+		}
+		if m.Grant != nil && !reflect.DeepEqual(got.Grant.grant(), m.Grant.grant()) {
+			t.Errorf("%s: grant %+v", m.Kind, got.Grant)
+		}
+		if _, err := Parse(b[:len(b)-1]); !errors.Is(err, ErrMessage) {
+			t.Errorf("%s, cut: %v", m.Kind, err)
+		}
+	}
+	for k := Kind(1); k < lastKind; k++ {
+		if !kinds[k] {
+			t.Errorf("no sample of %s", k)
+		}
+	}
+}
+
+const lastKind = Query + 1
+
+func TestIncompleteMessages(t *testing.T) {
+	c := clientAddr(0)
+	for _, m := range []*Message{
+		{Kind: 0}, {Kind: lastKind}, {Kind: 255},
+		{Kind: Hello}, {Kind: SetContact}, {Kind: Gone}, {Kind: Prepare, ID: 1}, {Kind: Prepare, Client: c},
+		{Kind: Prepared}, {Kind: Transfer, ID: 1}, {Kind: Commit, Client: c}, {Kind: Done}, {Kind: Query, ID: 1},
+		{Kind: Gone, Client: netip.MustParseAddr("fe80::1")}, {Kind: Gone, Client: netip.MustParseAddr("192.0.2.1")},
+		{Kind: Owners, Owners: []Owned{{Client: netip.IPv6Unspecified()}}},
+		{Kind: Owners, Owners: make([]Owned, MaxOwners+1)},
+	} {
+		m.Server = home.Addr()
+		b, err := m.Append(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Parse(b); !errors.Is(err, ErrMessage) {
+			t.Errorf("%+v: %v", m, err)
+		}
+	}
+	m := &Message{Kind: TakeOver}
+	b, err := m.Append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Parse(b); !errors.Is(err, ErrMessage) {
+		t.Errorf("no server: %v", err)
+	}
+}
+
+// A token of the wrong size, or times that cannot be, are not believed.
+func TestGrants(t *testing.T) {
+	g := node.Grant{HomeNonce: 3, Remaining: time.Second, Sequence: 7, Binding: time.Minute}
+	g.HomeToken[0] = 1
+	if got := newGrant(g).grant(); got != g {
+		t.Errorf("%+v", got)
+	}
+	if got := newGrant(node.Grant{}); got != nil {
+		t.Errorf("%+v", got)
+	}
+	if got := (&Grant{Token: []byte{1, 2}, Remaining: time.Second, Sequence: 7, Binding: -1}).grant(); got != (node.Grant{Sequence: 7}) {
+		t.Errorf("%+v", got)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, m := range samples() {
+		m.Server = home.Addr()
+		b, err := m.Append(nil)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := Parse(b)
+		if err != nil {
+			return
+		}
+		again, err := m.Append(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err = Parse(again); err != nil {
+			t.Fatalf("%x is written as %x: %v", b, again, err)
+		}
+		if third, err := m.Append(nil); err != nil || !bytes.Equal(third, again) {
+			t.Fatalf("%x is written as %x, then as %x, %v", b, again, third, err)
+		}
+	})
+}
+
+// Whatever a member is sent, in whatever order, it goes on.
+func FuzzStep(f *testing.F) {
+	f.Add([]byte{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
+	f.Add([]byte{7, 7, 9, 9, 11, 11, 14, 14, 13, 13, 12})
+	f.Fuzz(func(t *testing.T, script []byte) {
+		if len(script) > 200 {
+			return
+		}
+		w := begin(t, 1, 2)
+		w.lax = true
+		h := w.members["b"]
+		all := samples()
+		for i, b := range script {
+			m := *all[int(b)%len(all)]
+			m.Server = home.Addr()
+			m.ID = uint64(i%3) + 1
+			m.Client = clientAddr(int(b>>4) % 3)
+			from := []string{"a", "c", "x"}[int(b>>6)%3]
+			h.step(Peer{from, &m})
+			w.run(time.Duration(b) * time.Millisecond)
+		}
+	})
+}

@@ -127,6 +127,10 @@ type HomeAgent struct {
 	// TunnelMTU is the MTU of the path to the contact nodes. Default 1500.
 	TunnelMTU int `toml:"tunnel_mtu"`
 
+	// State is a directory for the record of what was changed on the host.
+	// Default /var/lib/dsco/home-agent.
+	State string `toml:"state"`
+
 	// Socket of the API, as a node's. Default /run/dsco/home-agent.sock.
 	Socket string `toml:"socket"`
 	Group  string `toml:"group"`
@@ -153,6 +157,9 @@ type Correspondent struct {
 
 	// MaxBindings limits the binding cache. Default 65536.
 	MaxBindings int `toml:"max_bindings"`
+
+	// State is a directory, as a home agent's. Default /var/lib/dsco/correspondent.
+	State string `toml:"state"`
 
 	// Socket of the API, as a node's. Default /run/dsco/correspondent.sock.
 	Socket string `toml:"socket"`

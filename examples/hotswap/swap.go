@@ -103,11 +103,7 @@ func (s *server) handOver(w *wire, control syscall.Conn) (m moved, err error) {
 	if h.Version != version || h.Mode != s.Mode {
 		return m, fmt.Errorf("successor has version %d, mode %s: want version %d, mode %s", h.Version, h.Mode, version, s.Mode)
 	}
-	var files []syscall.Conn
-	for _, f := range s.device.Files() {
-		files = append(files, f)
-	}
-	if err := w.putJSON(kindPrepare, s.config, append(files, control)...); err != nil {
+	if err := w.putJSON(kindPrepare, s.config, s.device.File(), control); err != nil {
 		return m, err
 	}
 	if _, err := w.wantBody(kindReady); err != nil {
@@ -209,8 +205,8 @@ type arrival struct {
 
 // takeOver receives everything from the predecessor at the other end of w and
 // returns a server that serves it, and the control socket. openDevice is
-// tun.FromFiles. After an error the predecessor serves on.
-func takeOver(w *wire, modeName string, m mode, openDevice func(files []*os.File, mtu int) (device, error)) (s *server, control *net.UnixListener, err error) {
+// tun.FromFile. After an error the predecessor serves on.
+func takeOver(w *wire, modeName string, m mode, openDevice func(f *os.File, mtu int) (device, error)) (s *server, control *net.UnixListener, err error) {
 	var arrivals []arrival
 	defer func() {
 		if err == nil {
@@ -290,17 +286,16 @@ func takeOver(w *wire, modeName string, m mode, openDevice func(files []*os.File
 
 // prepare builds a server that stands still, and the control socket, of what
 // the predecessor sent.
-func prepare(body []byte, files []*os.File, m mode, openDevice func([]*os.File, int) (device, error)) (*server, *net.UnixListener, error) {
+func prepare(body []byte, files []*os.File, m mode, openDevice func(*os.File, int) (device, error)) (*server, *net.UnixListener, error) {
 	defer closeFiles(files) // those that are taken have closed theirs
 	var cfg config
 	if err := json.Unmarshal(body, &cfg); err != nil {
 		return nil, nil, err
 	}
-	last := len(files) - 1
-	if last < 1 {
-		return nil, nil, fmt.Errorf("%d descriptors to prepare with: want those of the device and the control socket", len(files))
+	if len(files) != 2 {
+		return nil, nil, fmt.Errorf("%d descriptors to prepare with: want 2", len(files))
 	}
-	l, err := net.FileListener(files[last])
+	l, err := net.FileListener(files[1])
 	if err != nil {
 		return nil, nil, err
 	}
@@ -309,7 +304,7 @@ func prepare(body []byte, files []*os.File, m mode, openDevice func([]*os.File, 
 		l.Close()
 		return nil, nil, fmt.Errorf("control socket is a %T", l)
 	}
-	dev, err := openDevice(files[:last], cfg.MTU)
+	dev, err := openDevice(files[0], cfg.MTU)
 	if err != nil {
 		return nil, control, err
 	}

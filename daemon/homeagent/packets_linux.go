@@ -1,0 +1,157 @@
+package homeagent
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/distributed-servers/ds/daemon/filter"
+	"github.com/distributed-servers/ds/mobility/homeagent"
+	"github.com/distributed-servers/ds/mobility/wire"
+)
+
+// step gives the machine an input and does what it says; what is to be sent, and
+// what is for this host, is for then, which may not keep it.
+func (r *Role) step(in homeagent.Input, then func(homeagent.Output)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended {
+		return
+	}
+	out := r.machine.Step(time.Since(r.start), in)
+	if r.link != nil {
+		r.link.join(out.Join, r.log)
+	}
+	for _, c := range out.Changes {
+		r.changed(c)
+	}
+	if r.link != nil && len(out.Link) > 0 {
+		r.link.sender.Send(out.Link...)
+	}
+	then(out)
+	if r.link != nil {
+		r.link.leave(out.Leave, r.log)
+	}
+	if at, ok := r.machine.NextDeadline(); ok {
+		r.timer.Reset(max(0, at-time.Since(r.start)))
+	} else {
+		r.timer.Stop()
+	}
+}
+
+// send sends what is to be routed, and what is for this host: that comes back to
+// it.
+func (r *Role) send(out homeagent.Output) {
+	if len(out.Send) > 0 {
+		r.sender.Send(out.Send...)
+	}
+	if len(out.Local) > 0 {
+		r.sender.Send(out.Local...)
+	}
+}
+
+func (r *Role) tick() { r.step(homeagent.Tick{}, r.send) }
+
+// queued decides on a packet of the Netfilter queue: to our address.
+func (r *Role) queued(p filter.Packet) filter.Verdict {
+	switch filter.Classify(filter.HomeAgent, p.Hook, p.Payload) {
+	case filter.Pass:
+		return filter.Accept()
+	case filter.Discard:
+		return filter.Drop()
+	}
+	verdict := filter.Drop()
+	r.step(homeagent.Received{Packet: p.Payload}, func(out homeagent.Output) {
+		if len(out.Send) > 0 {
+			r.sender.Send(out.Send...)
+		}
+		for i, b := range out.Local {
+			switch {
+			case i > 0:
+				r.sender.Send(b)
+			case bytes.Equal(b, p.Payload):
+				verdict = filter.Accept()
+			default:
+				verdict = filter.Replace(bytes.Clone(b))
+			}
+		}
+	})
+	return verdict
+}
+
+// readTUN takes packets to home addresses.
+func (r *Role) readTUN() error {
+	b := make([]byte, 1<<16)
+	send := func(out homeagent.Output) {
+		r.counts.packets++
+		r.send(out)
+	}
+	for {
+		n, err := r.dev.Read(b)
+		if err != nil {
+			return unlessClosed(err)
+		}
+		if forwarded(b[:n]) {
+			r.step(homeagent.Received{Packet: b[:n]}, send)
+		}
+	}
+}
+
+// forwarded reports whether the packet b is one that the kernel has forwarded
+// from somebody else to a home address. Beside these there are what the kernel
+// itself tells groups on every interface, and Neighbor Discovery: that has been
+// heard on the link, as it was before its hop limit became less.
+func forwarded(b []byte) bool {
+	if len(b) < wire.HeaderLen || b[0]>>4 != 6 || netip.AddrFrom16([16]byte(b[24:40])).IsMulticast() {
+		return false
+	}
+	const first, last = 133, 137 // types of Neighbor Discovery
+	return wire.Protocol(b[6]) != wire.ICMPv6 || len(b) == wire.HeaderLen ||
+		b[wire.HeaderLen] < first || b[wire.HeaderLen] > last
+}
+
+// readTunnel takes tunnel packets to our address, which contacts send.
+func (r *Role) readTunnel() error {
+	batch := r.sender.NewBatch()
+	collect := func(out homeagent.Output) {
+		batch.Add(out.Send...)
+		batch.Add(out.Local...)
+	}
+	for {
+		packets, err := r.tunnel.ReadBatch()
+		if err != nil {
+			return unlessClosed(err)
+		}
+		for _, p := range packets {
+			r.step(homeagent.Received{Packet: p}, collect)
+		}
+		batch.Flush()
+	}
+}
+
+// readLink hears Neighbor Discovery on the home link.
+func (r *Role) readLink() error {
+	for {
+		b, err := r.link.neighbors.Read()
+		if errors.Is(err, unix.ENETDOWN) {
+			r.log.Warn("home link is down", "interface", r.cfg.Interface)
+			continue
+		}
+		if err != nil {
+			return unlessClosed(err)
+		}
+		r.step(homeagent.OnLink{Packet: b}, r.send)
+	}
+}
+
+func unlessClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,142 @@
+package homeagent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/distributed-servers/ds/daemon/config"
+	"github.com/distributed-servers/ds/internal/netns/netnstest"
+	"github.com/distributed-servers/ds/internal/probe"
+	"github.com/distributed-servers/ds/mobility/wire"
+)
+
+// What cannot work is told with its cure, and leaves nothing behind.
+func TestCannotStart(t *testing.T) {
+	if !netnstest.Run(t) {
+		return
+	}
+	probe.Skip(t, probe.TUN, probe.NFQueue, probe.Program("ip6tables-restore"))
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, err := netlink.ParseAddr("2001:db8:d::1/128")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.AddrAdd(lo, addr); err != nil {
+		t.Fatal(err)
+	}
+	key := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(key, []byte("000102030405060708090a0b0c0d0e0f"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	good := config.HomeAgent{
+		Address:  netip.MustParseAddr("2001:db8:d::1"),
+		Prefixes: []netip.Prefix{netip.MustParsePrefix("2001:db8:d::/64")},
+		Homes:    []config.Home{{Address: netip.MustParseAddr("2001:db8:d::5"), SPI: 256, KeyFile: key}},
+		State:    t.TempDir(),
+		Socket:   filepath.Join(t.TempDir(), "socket"),
+	}
+	log := slog.New(slog.DiscardHandler)
+	for want, change := range map[string]func(*config.HomeAgent){
+		"add it to an interface": func(c *config.HomeAgent) { c.Address = netip.MustParseAddr("2001:db8:d::2") },
+		"name the interface":     func(c *config.HomeAgent) { c.Interface = "nowhere0" },
+		"is no Ethernet":         func(c *config.HomeAgent) { c.Interface = "lo" },
+		"no such file":           func(c *config.HomeAgent) { c.Homes = []config.Home{{KeyFile: key + "s"}} },
+		"tunnel MTU of 100":      func(c *config.HomeAgent) { c.TunnelMTU = 100 },
+		"not unicast and routable": func(c *config.HomeAgent) {
+			c.Homes = []config.Home{{Address: netip.IPv6LinkLocalAllNodes(), KeyFile: key}}
+		},
+		"is not a global IPv6 address": func(c *config.HomeAgent) { c.Address = netip.Addr{} },
+	} {
+		cfg := good
+		change(&cfg)
+		r, err := New(cfg, log)
+		if err == nil {
+			t.Errorf("%s: it started", want)
+			r.Close()
+			continue
+		}
+		if !strings.HasPrefix(err.Error(), "homeagent: start: ") || !strings.Contains(err.Error(), want) {
+			t.Errorf("want %q, got: %v", want, err)
+		}
+	}
+
+	// Two at a time.
+	first, err := New(good, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(good, log); err == nil {
+		t.Error("two at a time")
+	} else {
+		t.Log(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := first.Run(ctx); err != nil {
+		t.Error(err)
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(links) != 1 {
+		t.Errorf("left: %v", links)
+	}
+	if _, err := os.Stat(good.Socket); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("socket: %v", err)
+	}
+}
+
+func TestForwarded(t *testing.T) {
+	home, group := netip.MustParseAddr("2001:db8:d::5"), netip.MustParseAddr("ff02::16")
+	packet := func(dst netip.Addr, proto wire.Protocol, payload ...byte) []byte {
+		p := wire.Packet{Src: netip.MustParseAddr("2001:db8:c::2"), Dst: dst, Protocol: proto, Payload: payload}
+		b, err := p.Append(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for _, tt := range []struct {
+		name string
+		b    []byte
+		want bool
+	}{
+		{"TCP", packet(home, wire.TCP, 1, 2, 3), true},
+		{"echo request", packet(home, wire.ICMPv6, 128, 0), true},
+		{"error", packet(home, wire.ICMPv6, 1, 3), true},
+		{"nothing", packet(home, wire.ICMPv6), true},
+		{"neighbor solicitation", packet(home, wire.ICMPv6, 135, 0), false},
+		{"redirect", packet(home, wire.ICMPv6, 137, 0), false},
+		{"to a group", packet(group, wire.ICMPv6, 143, 0), false},
+		{"cut off", packet(home, wire.TCP)[:39], false},
+		{"IPv4", []byte(strings.Repeat("E", 60)), false},
+		{"empty", nil, false},
+	} {
+		if got := forwarded(tt.b); got != tt.want {
+			t.Errorf("%s: %t", tt.name, got)
+		}
+	}
+}
+
+func TestLeaves(t *testing.T) {
+	for status, want := range map[wire.Status]bool{
+		wire.Accepted: true, wire.DuplicateAddress: true,
+		wire.AuthFail: false, wire.MessageIDMismatch: false, wire.NotHomeSubnet: false,
+	} {
+		if leaves(status) != want {
+			t.Errorf("%v: %t", status, !want)
+		}
+	}
+}

@@ -7,7 +7,7 @@ BENCH          ?= .
 
 export GO
 
-.PHONY: build help demo check bench fuzz
+.PHONY: build help demo e2e check bench fuzz
 
 build: ## build the commands into ./bin
 	@mkdir -p bin
@@ -18,6 +18,9 @@ help: ## list the targets
 
 demo: build ## hand live HTTP transfers over between two servers: processes as root, in memory otherwise
 	./bin/ds demo
+
+e2e: ## real programs and unmodified clients on hosts in network namespaces, handed off in full swing
+	$(GO) test -count=1 -timeout 10m ./e2e/...
 
 check: build ## everything CI checks: format, vet, staticcheck, vulnerabilities, modules, race tests, short fuzzing
 	@FUZZTIME='$(FUZZTIME_CHECK)' sh internal/tools/check.sh

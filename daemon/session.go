@@ -29,8 +29,8 @@ func (a *session) send(m *api.Message) {
 	}
 	var err error
 	if m.Kind == api.Welcome && !a.hello.HasTUN {
-		m.Config.Queues = 1
-		err = a.SendFiles(m, a.s.device.File())
+		m.Config.Queues = a.s.device.Queues()
+		err = a.SendFiles(m, a.s.device.Files()...)
 	} else {
 		err = a.Send(m)
 	}

@@ -1,8 +1,9 @@
 // Package tun gives the netstack its link: a point-to-point device that
 // carries whole IP packets without a link-layer header.
 //
-// Three things implement [Device]: [Open] and [FromFile] (a Linux TUN
-// interface), and the in-memory twin in tun/tuntest, which needs no privilege.
+// What implements [Device]: a Linux TUN interface of [Open] or [FromFiles], and
+// the in-memory twin in tun/tuntest, which needs no privilege. Both give more than
+// one packet at a time where they are asked for it, see [OffloadDevice].
 // The package imports nothing of this module.
 package tun
 

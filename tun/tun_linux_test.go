@@ -51,6 +51,21 @@ func own(t *testing.T) bool {
 	return true
 }
 
+// each runs a test for the plain mode and for the one with offloads.
+func each(t *testing.T, test func(t *testing.T, c tun.Config)) {
+	t.Helper()
+	if !own(t) {
+		return
+	}
+	for name, offload := range map[string]bool{"plain": false, "offload": true} {
+		t.Run(name, func(t *testing.T) {
+			c := config
+			c.Offload = offload
+			test(t, c)
+		})
+	}
+}
+
 func open(t *testing.T, c tun.Config) *tun.TUN {
 	t.Helper()
 	d, err := tun.Open(c)
@@ -62,18 +77,20 @@ func open(t *testing.T, c tun.Config) *tun.TUN {
 }
 
 func TestOpenConfiguresAndCloseRemoves(t *testing.T) {
-	if !own(t) {
-		return
-	}
+	each(t, testOpen)
+}
+
+func testOpen(t *testing.T, config tun.Config) {
+	config.Alias = "dsco fd00:2::"
 	d := open(t, config)
-	if d.Name() != "ds0" || d.MTU() != 1400 {
-		t.Errorf("%s with MTU %d", d.Name(), d.MTU())
+	if d.Name() != "ds0" || d.MTU() != 1400 || d.Offloads() != config.Offload || d.Queues() != 1 {
+		t.Errorf("%s with MTU %d, offloads %v, %d queues", d.Name(), d.MTU(), d.Offloads(), d.Queues())
 	}
 	link, err := netlink.LinkByName(d.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a := link.Attrs(); a.MTU != 1400 || a.Flags&net.FlagUp == 0 {
+	if a := link.Attrs(); a.MTU != 1400 || a.Flags&net.FlagUp == 0 || a.Alias != config.Alias {
 		t.Errorf("link is %+v", a)
 	}
 	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
@@ -101,6 +118,8 @@ func TestOpenConfiguresAndCloseRemoves(t *testing.T) {
 
 	if second := open(t, tun.Config{}); second.Name() != "ds1" || second.MTU() != tun.DefaultMTU {
 		t.Errorf("second is %s with MTU %d", second.Name(), second.MTU())
+	} else if err := second.Close(); err != nil {
+		t.Error(err)
 	}
 
 	for range 2 {
@@ -114,18 +133,17 @@ func TestOpenConfiguresAndCloseRemoves(t *testing.T) {
 	if _, err := netlink.RouteGet(peer6.AsSlice()); err == nil {
 		t.Error("the route outlived the device")
 	}
-	if _, err := d.Read(make([]byte, 1500)); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("Read after Close: %v", err)
+	if _, _, err := d.ReadPacket(0, make([]byte, 1500)); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("ReadPacket after Close: %v", err)
 	}
 	if _, err := d.Write(make([]byte, 40)); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Write after Close: %v", err)
 	}
 }
 
-func TestPacketsBothWays(t *testing.T) {
-	if !own(t) {
-		return
-	}
+func TestPacketsBothWays(t *testing.T) { each(t, testPackets) }
+
+func testPackets(t *testing.T, config tun.Config) {
 	d := open(t, config)
 	for _, tc := range []struct{ kernel, peer netip.Addr }{{kernel6, peer6}, {kernel4, peer4}} {
 		conn := listenUDP(t, tc.kernel)
@@ -137,19 +155,15 @@ func TestPacketsBothWays(t *testing.T) {
 			t.Errorf("the device has %q from %v, want it from %v", payload, src, here)
 		}
 
-		// The kernel may drop a datagram when it is busy.
 		p := udpPacket(there, here, "in")
-		b := make([]byte, 10)
-		n, from, err := 0, netip.AddrPort{}, os.ErrDeadlineExceeded
-		for try := 0; try < 100 && errors.Is(err, os.ErrDeadlineExceeded); try++ {
-			if n, err := d.Write(p); n != len(p) || err != nil {
-				t.Fatal(n, err)
-			}
-			if err := conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
-				t.Fatal(err)
-			}
-			n, from, err = conn.ReadFromUDPAddrPort(b)
+		if n, err := d.Write(p); n != len(p) || err != nil {
+			t.Fatal(n, err)
 		}
+		if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 10)
+		n, from, err := conn.ReadFromUDPAddrPort(b)
 		if err != nil || from != there || string(b[:n]) != "in" {
 			t.Errorf("the kernel has %q from %v, %v", b[:n], from, err)
 		}
@@ -160,10 +174,7 @@ func TestPacketsBothWays(t *testing.T) {
 }
 
 func TestDeadlineLosesNoPacket(t *testing.T) {
-	if !own(t) {
-		return
-	}
-	testDeadline(t, open(t, config))
+	each(t, func(t *testing.T, c tun.Config) { testDeadline(t, open(t, c)) })
 }
 
 func testDeadline(t *testing.T, d *tun.TUN) {
@@ -179,7 +190,7 @@ func testDeadline(t *testing.T, d *tun.TUN) {
 	blocked := make(chan error)
 	go func() {
 		for b := make([]byte, 1500); ; {
-			if _, err := d.Read(b); err != nil {
+			if _, _, err := d.ReadPacket(0, b); err != nil {
 				blocked <- err
 				return
 			}
@@ -196,8 +207,8 @@ func testDeadline(t *testing.T, d *tun.TUN) {
 	const packets = 100
 	for i := range packets {
 		send(t, conn, there, fmt.Sprint(i))
-		if n, err := d.Read(make([]byte, 1500)); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatalf("Read after the deadline: %d, %v", n, err)
+		if p, _, err := d.ReadPacket(0, make([]byte, 1500)); p != nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("ReadPacket after the deadline: %x, %v", p, err)
 		}
 	}
 	for i := range packets {
@@ -206,7 +217,7 @@ func testDeadline(t *testing.T, d *tun.TUN) {
 			if err := d.SetReadDeadline(time.Now().Add(wait)); err != nil {
 				t.Fatal(err)
 			}
-			_, payload, err := nextUDP(d, there)
+			_, payload, err := nextUDP(d, 0, there)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				continue
 			}
@@ -219,44 +230,130 @@ func testDeadline(t *testing.T, d *tun.TUN) {
 }
 
 func TestCloseWakesRead(t *testing.T) {
-	if !own(t) {
-		return
-	}
-	d := open(t, config)
-	done := make(chan error)
-	go func() {
-		for b := make([]byte, 1500); ; {
-			if _, err := d.Read(b); err != nil {
-				done <- err
-				return
+	each(t, func(t *testing.T, c tun.Config) {
+		c.Queues = 2
+		d := open(t, c)
+		done := make(chan error)
+		for q := range c.Queues {
+			go func() {
+				for b := make([]byte, 1500); ; {
+					if _, _, err := d.ReadPacket(q, b); err != nil {
+						done <- err
+						return
+					}
+				}
+			}()
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for range c.Queues {
+			if err := <-done; !errors.Is(err, os.ErrClosed) {
+				t.Errorf("ReadPacket ended with %v", err)
 			}
 		}
-	}()
-	if err := d.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-done; !errors.Is(err, os.ErrClosed) {
-		t.Errorf("Read ended with %v", err)
-	}
+	})
 }
 
-// The descriptor takes the way it takes from dsco to an application. A helper
-// that opened it without the poller in mind may have left it blocking.
-func TestFromFile(t *testing.T) {
+// The packets of a flow come on the queue that its packets were last written to.
+func TestQueues(t *testing.T) {
+	each(t, func(t *testing.T, c tun.Config) {
+		c.Queues = 3
+		d := open(t, c)
+		if d.Queues() != 3 || len(d.Files()) != 3 {
+			t.Fatalf("%d queues, %d files", d.Queues(), len(d.Files()))
+		}
+		if _, err := d.Read(make([]byte, 1500)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("Read of three queues: %v", err)
+		}
+		conn := listenUDP(t, kernel6)
+		here := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+		there := netip.AddrPortFrom(peer6, 7)
+		for q := range d.Queues() {
+			p := udpPacket(there, here, "in")
+			if err := d.WritePacket(q, tun.Offload{}, [][]byte{p[:40], p[40:48], nil, p[48:]}); err != nil {
+				t.Fatal(err)
+			}
+			if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			b := make([]byte, 10)
+			if n, err := conn.Read(b); err != nil || string(b[:n]) != "in" {
+				t.Fatalf("queue %d: the kernel has %q, %v", q, b[:n], err)
+			}
+			send(t, conn, there, fmt.Sprint(q))
+			if err := d.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if _, payload, err := nextUDP(d, q, there); err != nil || payload != fmt.Sprint(q) {
+				t.Errorf("queue %d has %q, %v", q, payload, err)
+			}
+		}
+	})
+}
+
+// What an application sends without a checksum comes so to the device, which may
+// do the same.
+func TestChecksumIsLeftOut(t *testing.T) {
 	if !own(t) {
 		return
 	}
-	d := open(t, config)
-	f := pass(t, d.File())
-	if err := unix.SetNonblock(int(f.Fd()), false); err != nil {
-		t.Fatal(err)
+	c := config
+	c.Offload = true
+	d := open(t, c)
+	if _, err := d.Read(make([]byte, 1500)); err == nil {
+		t.Error("Read of a device with offloads: no error")
 	}
-	d2, err := tun.FromFile(f, d.MTU())
+	conn := listenUDP(t, kernel6)
+	here := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	there := netip.AddrPortFrom(peer6, 7)
+	send(t, conn, there, "out")
+	p, o, err := nextPacket(d, 0, there)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d2.Name() != d.Name() || d2.MTU() != d.MTU() {
-		t.Errorf("got %s with MTU %d", d2.Name(), d2.MTU())
+	if want := (tun.Offload{Partial: true, SumAt: 40, SumOffset: 6}); o.Partial != want.Partial || o.SumAt != 40 || o.SumOffset != 6 || o.SegmentSize != 0 {
+		t.Errorf("%+v, want %+v", o, want)
+	}
+	whole := checksum(pseudo(p))
+	if got := binary.BigEndian.Uint16(p[46:]); got == 0 || got == whole {
+		t.Errorf("checksum %#x is whole", got)
+	}
+
+	q := udpPacket(there, here, "in")
+	header := pseudo(q)[:40]
+	binary.BigEndian.PutUint16(q[46:], ^checksum(header))
+	if err := d.WritePacket(0, tun.Offload{Partial: true, SumAt: 40, SumOffset: 6, HeaderSize: 48}, [][]byte{q}); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 10)
+	if n, err := conn.Read(b); err != nil || string(b[:n]) != "in" {
+		t.Errorf("the kernel has %q, %v", b[:n], err)
+	}
+	if err := d.WritePacket(0, tun.Offload{}, nil); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("nothing written: %v", err)
+	}
+}
+
+// The descriptors take the way they take from dsco to an application. A helper
+// that opened them without the poller in mind may have left them blocking.
+func TestFromFiles(t *testing.T) { each(t, testFromFiles) }
+
+func testFromFiles(t *testing.T, config tun.Config) {
+	d := open(t, config)
+	files := pass(t, d.Files())
+	if err := unix.SetNonblock(int(files[0].Fd()), false); err != nil {
+		t.Fatal(err)
+	}
+	d2, err := tun.FromFiles(files, d.MTU())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d2.Name() != d.Name() || d2.MTU() != d.MTU() || d2.Offloads() != config.Offload {
+		t.Errorf("got %s with MTU %d, offloads %v", d2.Name(), d2.MTU(), d2.Offloads())
 	}
 	testDeadline(t, d2)
 
@@ -267,7 +364,7 @@ func TestFromFile(t *testing.T) {
 	testDeadline(t, d)
 
 	// And it stays when the opener goes.
-	d3, err := tun.FromFile(pass(t, d.File()), d.MTU())
+	d3, err := tun.FromFiles(pass(t, d.Files()), d.MTU())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,21 +380,47 @@ func TestFromFile(t *testing.T) {
 	}
 }
 
-func TestFromFileRefusesOtherDescriptors(t *testing.T) {
+func TestFromFilesOfSeveralQueues(t *testing.T) {
+	each(t, func(t *testing.T, c tun.Config) {
+		c.Queues = 2
+		d := open(t, c)
+		passed, err := tun.FromFiles(pass(t, d.Files()), d.MTU())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer passed.Close()
+		if passed.Queues() != 2 || passed.Offloads() != c.Offload {
+			t.Errorf("%d queues, offloads %v", passed.Queues(), passed.Offloads())
+		}
+		other := open(t, tun.Config{})
+		mixed := append(pass(t, d.Files()), pass(t, other.Files())...)
+		for _, f := range mixed {
+			defer f.Close()
+		}
+		if _, err := tun.FromFiles(mixed, d.MTU()); err == nil || !strings.Contains(err.Error(), "one interface") {
+			t.Errorf("files of two interfaces: %v", err)
+		}
+	})
+}
+
+func TestFromFilesRefusesOtherDescriptors(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.Close()
 	defer r.Close()
-	if _, err := tun.FromFile(r, 1500); !errors.Is(err, unix.ENOTTY) {
+	if _, err := tun.FromFiles([]*os.File{r}, 1500); !errors.Is(err, unix.ENOTTY) {
 		t.Errorf("a pipe: %v", err)
 	}
 	if _, err := w.Write([]byte("x")); err != nil {
 		t.Errorf("the caller lost its file: %v", err)
 	}
-	if _, err := tun.FromFile(r, 0); err == nil || !strings.Contains(err.Error(), "MTU") {
+	if _, err := tun.FromFiles([]*os.File{r}, 0); err == nil || !strings.Contains(err.Error(), "MTU") {
 		t.Errorf("MTU 0: %v", err)
+	}
+	if _, err := tun.FromFiles(nil, 1500); err == nil || !strings.Contains(err.Error(), "none") {
+		t.Errorf("no files: %v", err)
 	}
 	if !own(t) {
 		return
@@ -316,7 +439,7 @@ func TestFromFileRefusesOtherDescriptors(t *testing.T) {
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tun.FromFile(f, 1500); err == nil || !strings.Contains(err.Error(), "IFF_TUN") {
+	if _, err := tun.FromFiles([]*os.File{f}, 1500); err == nil || !strings.Contains(err.Error(), "IFF_TUN") {
 		t.Errorf("a TAP: %v", err)
 	}
 }
@@ -347,8 +470,8 @@ func TestOpenFailsAndLeavesNothing(t *testing.T) {
 	}
 }
 
-// pass sends a descriptor through a UNIX socket and returns what arrives.
-func pass(t *testing.T, f *os.File) *os.File {
+// pass sends descriptors through a UNIX socket and returns what arrives.
+func pass(t *testing.T, files []*os.File) (passed []*os.File) {
 	t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -356,22 +479,25 @@ func pass(t *testing.T, f *os.File) *os.File {
 	}
 	defer unix.Close(pair[0])
 	defer unix.Close(pair[1])
-	if err := unix.Sendmsg(pair[0], []byte{0}, unix.UnixRights(int(f.Fd())), nil, 0); err != nil {
-		t.Fatal(err)
+	for _, f := range files {
+		if err := unix.Sendmsg(pair[0], []byte{0}, unix.UnixRights(int(f.Fd())), nil, 0); err != nil {
+			t.Fatal(err)
+		}
+		oob := make([]byte, unix.CmsgSpace(4))
+		if _, _, _, _, err = unix.Recvmsg(pair[1], make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		msgs, err := unix.ParseSocketControlMessage(oob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fds, err := unix.ParseUnixRights(&msgs[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		passed = append(passed, os.NewFile(uintptr(fds[0]), "passed"))
 	}
-	oob := make([]byte, unix.CmsgSpace(4))
-	if _, _, _, _, err = unix.Recvmsg(pair[1], make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC); err != nil {
-		t.Fatal(err)
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return os.NewFile(uintptr(fds[0]), "passed")
+	return passed
 }
 
 func listenUDP(t *testing.T, addr netip.Addr) *net.UDPConn {
@@ -398,7 +524,7 @@ func drain(t *testing.T, d *tun.TUN) {
 		if err := d.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := d.Read(b); errors.Is(err, os.ErrDeadlineExceeded) {
+		if _, _, err := d.ReadPacket(0, b); errors.Is(err, os.ErrDeadlineExceeded) {
 			return
 		} else if err != nil {
 			t.Fatal(err)
@@ -411,7 +537,7 @@ func readUDP(t *testing.T, d *tun.TUN, to netip.AddrPort) (netip.AddrPort, strin
 	if err := d.SetReadDeadline(time.Time{}); err != nil {
 		t.Fatal(err)
 	}
-	src, payload, err := nextUDP(d, to)
+	src, payload, err := nextUDP(d, 0, to)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -419,26 +545,38 @@ func readUDP(t *testing.T, d *tun.TUN, to netip.AddrPort) (netip.AddrPort, strin
 }
 
 // nextUDP returns the next datagram to to, and passes over all else.
-func nextUDP(d *tun.TUN, to netip.AddrPort) (src netip.AddrPort, payload string, err error) {
+func nextUDP(d *tun.TUN, queue int, to netip.AddrPort) (src netip.AddrPort, payload string, err error) {
+	p, _, err := nextPacket(d, queue, to)
+	if err != nil {
+		return netip.AddrPort{}, "", err
+	}
+	header, at := 40, 8
+	if p[0]>>4 == 4 {
+		header, at = 20, 12
+	}
+	from, _ := netip.AddrFromSlice(bytes.Clone(p[at : at+to.Addr().BitLen()/8]))
+	return netip.AddrPortFrom(from, binary.BigEndian.Uint16(p[header:])), string(p[header+8:]), nil
+}
+
+// nextPacket is nextUDP for the packet around the datagram.
+func nextPacket(d *tun.TUN, queue int, to netip.AddrPort) (p []byte, o tun.Offload, err error) {
 	for b := make([]byte, 1500); ; {
-		n, err := d.Read(b)
+		p, o, err := d.ReadPacket(queue, b)
 		if err != nil {
-			return netip.AddrPort{}, "", err
+			return nil, o, err
 		}
 		header, at := 40, 8
-		if b[0]>>4 == 4 {
+		if p[0]>>4 == 4 {
 			header, at = 20, 12
 		}
-		if n < header+8 {
+		if len(p) < header+8 {
 			continue
 		}
 		size := to.Addr().BitLen() / 8
-		dst, _ := netip.AddrFromSlice(b[at+size : at+2*size])
-		if netip.AddrPortFrom(dst, binary.BigEndian.Uint16(b[header+2:])) != to {
-			continue
+		dst, _ := netip.AddrFromSlice(p[at+size : at+2*size])
+		if netip.AddrPortFrom(dst, binary.BigEndian.Uint16(p[header+2:])) == to {
+			return p, o, nil
 		}
-		from, _ := netip.AddrFromSlice(bytes.Clone(b[at : at+size]))
-		return netip.AddrPortFrom(from, binary.BigEndian.Uint16(b[header:])), string(b[header+8 : n]), nil
 	}
 }
 
@@ -449,20 +587,31 @@ func udpPacket(src, dst netip.AddrPort, payload string) []byte {
 	udp = binary.BigEndian.AppendUint16(udp, uint16(8+len(payload)))
 	udp = append(udp, 0, 0)
 	udp = append(udp, payload...)
-	pseudo := binary.BigEndian.AppendUint32(bytes.Clone(addrs), uint32(len(udp)))
-	pseudo = binary.BigEndian.AppendUint32(pseudo, unix.IPPROTO_UDP)
-	binary.BigEndian.PutUint16(udp[6:], checksum(append(pseudo, udp...)))
-
 	if src.Addr().Is6() {
 		ip := binary.BigEndian.AppendUint32(nil, 6<<28)
 		ip = binary.BigEndian.AppendUint16(ip, uint16(len(udp)))
 		ip = append(ip, unix.IPPROTO_UDP, 64)
-		return append(append(ip, addrs...), udp...)
+		p := append(append(ip, addrs...), udp...)
+		binary.BigEndian.PutUint16(p[46:], checksum(pseudo(p)))
+		return p
 	}
 	ip := []byte{0x45, 0, 0, byte(20 + len(udp)), 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}
 	ip = append(ip, addrs...)
 	binary.BigEndian.PutUint16(ip[10:], checksum(ip))
-	return append(ip, udp...)
+	p := append(ip, udp...)
+	binary.BigEndian.PutUint16(p[26:], checksum(pseudo(p)))
+	return p
+}
+
+// pseudo puts the pseudo-header before the datagram of a packet.
+func pseudo(p []byte) []byte {
+	at, addrs := 40, 8
+	if p[0]>>4 == 4 {
+		at, addrs = 20, 12
+	}
+	addresses, udp := p[addrs:at], p[at:]
+	b := binary.BigEndian.AppendUint32(bytes.Clone(addresses), uint32(len(udp)))
+	return append(binary.BigEndian.AppendUint32(b, unix.IPPROTO_UDP), udp...)
 }
 
 // checksum is that of RFC 1071.

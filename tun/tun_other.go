@@ -5,13 +5,13 @@ package tun
 import "os"
 
 // TUN is a Linux TUN interface. There is none on this system.
-type TUN struct{ Device }
+type TUN struct{ OffloadDevice }
 
 // Open returns [ErrUnsupported].
 func Open(Config) (*TUN, error) { return nil, ErrUnsupported }
 
-// FromFile returns [ErrUnsupported].
-func FromFile(*os.File, int) (*TUN, error) { return nil, ErrUnsupported }
+// FromFiles returns [ErrUnsupported].
+func FromFiles([]*os.File, int) (*TUN, error) { return nil, ErrUnsupported }
 
-// File returns nil.
-func (*TUN) File() *os.File { return nil }
+// Files returns nil.
+func (*TUN) Files() []*os.File { return nil }

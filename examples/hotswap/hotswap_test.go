@@ -143,9 +143,9 @@ func (v *view) Close() error {
 	return nil
 }
 
-func (v *view) Name() string   { return "view" }
-func (v *view) MTU() int       { return 1500 }
-func (v *view) File() *os.File { return v.w.file }
+func (v *view) Name() string      { return "view" }
+func (v *view) MTU() int          { return 1500 }
+func (v *view) Files() []*os.File { return []*os.File{v.w.file} }
 
 func (w *world) view() *view { return &view{w: w, stop: make(chan struct{})} }
 
@@ -229,7 +229,7 @@ func (w *world) swap() (moved, error) {
 	go func() {
 		wire := newWire(b)
 		defer wire.close()
-		s, control, err := takeOver(wire, w.name, w.modeOf(), func(*os.File, int) (device, error) { return w.view(), nil })
+		s, control, err := takeOver(wire, w.name, w.modeOf(), func([]*os.File, int) (device, error) { return w.view(), nil })
 		if control != nil {
 			control.Close()
 		}
@@ -745,7 +745,7 @@ func TestSuccessorRefuses(t *testing.T) {
 				p.next() // the refusal
 			}()
 			s := newWire(b)
-			_, _, err := takeOver(s, "file", w.modeOf(), func(*os.File, int) (device, error) { return w.view(), nil })
+			_, _, err := takeOver(s, "file", w.modeOf(), func([]*os.File, int) (device, error) { return w.view(), nil })
 			s.close()
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v: want %q", err, tt.want)

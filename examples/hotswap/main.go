@@ -165,8 +165,8 @@ func start(path string, cfg config, link tun.Config, m mode) (*server, *net.Unix
 	return s, control, nil
 }
 
-func openTUN(f *os.File, mtu int) (device, error) {
-	t, err := tun.FromFile(f, mtu)
+func openTUN(files []*os.File, mtu int) (device, error) {
+	t, err := tun.FromFiles(files, mtu)
 	if err != nil {
 		return nil, err
 	}

@@ -77,7 +77,7 @@ func interrupted(err error) bool {
 // device is a link whose descriptor can be given away.
 type device interface {
 	tun.Device
-	File() *os.File
+	Files() []*os.File
 }
 
 // server serves the connections of one stack. It is made standing still.

@@ -103,7 +103,11 @@ func (s *server) handOver(w *wire, control syscall.Conn) (m moved, err error) {
 	if h.Version != version || h.Mode != s.Mode {
 		return m, fmt.Errorf("successor has version %d, mode %s: want version %d, mode %s", h.Version, h.Mode, version, s.Mode)
 	}
-	if err := w.putJSON(kindPrepare, s.config, s.device.File(), control); err != nil {
+	var files []syscall.Conn
+	for _, f := range s.device.Files() {
+		files = append(files, f)
+	}
+	if err := w.putJSON(kindPrepare, s.config, append(files, control)...); err != nil {
 		return m, err
 	}
 	if _, err := w.wantBody(kindReady); err != nil {
@@ -205,8 +209,8 @@ type arrival struct {
 
 // takeOver receives everything from the predecessor at the other end of w and
 // returns a server that serves it, and the control socket. openDevice is
-// tun.FromFile. After an error the predecessor serves on.
-func takeOver(w *wire, modeName string, m mode, openDevice func(f *os.File, mtu int) (device, error)) (s *server, control *net.UnixListener, err error) {
+// tun.FromFiles. After an error the predecessor serves on.
+func takeOver(w *wire, modeName string, m mode, openDevice func(files []*os.File, mtu int) (device, error)) (s *server, control *net.UnixListener, err error) {
 	var arrivals []arrival
 	defer func() {
 		if err == nil {
@@ -286,16 +290,17 @@ func takeOver(w *wire, modeName string, m mode, openDevice func(f *os.File, mtu 
 
 // prepare builds a server that stands still, and the control socket, of what
 // the predecessor sent.
-func prepare(body []byte, files []*os.File, m mode, openDevice func(*os.File, int) (device, error)) (*server, *net.UnixListener, error) {
+func prepare(body []byte, files []*os.File, m mode, openDevice func([]*os.File, int) (device, error)) (*server, *net.UnixListener, error) {
 	defer closeFiles(files) // those that are taken have closed theirs
 	var cfg config
 	if err := json.Unmarshal(body, &cfg); err != nil {
 		return nil, nil, err
 	}
-	if len(files) != 2 {
-		return nil, nil, fmt.Errorf("%d descriptors to prepare with: want 2", len(files))
+	last := len(files) - 1
+	if last < 1 {
+		return nil, nil, fmt.Errorf("%d descriptors to prepare with: want those of the device and the control socket", len(files))
 	}
-	l, err := net.FileListener(files[1])
+	l, err := net.FileListener(files[last])
 	if err != nil {
 		return nil, nil, err
 	}
@@ -304,7 +309,7 @@ func prepare(body []byte, files []*os.File, m mode, openDevice func(*os.File, in
 		l.Close()
 		return nil, nil, fmt.Errorf("control socket is a %T", l)
 	}
-	dev, err := openDevice(files[0], cfg.MTU)
+	dev, err := openDevice(files[:last], cfg.MTU)
 	if err != nil {
 		return nil, control, err
 	}

@@ -245,7 +245,7 @@ func startNode(ctx context.Context, o *Options, dev *tun.TUN, peer *os.File, cfg
 	if err != nil {
 		return fail(err)
 	}
-	if err := passFile(control, dev.File()); err != nil {
+	if err := passFile(control, dev.Files()[0]); err != nil {
 		return fail(err)
 	}
 	if err := sendFrame(control, frameConfig, b); err != nil {
@@ -315,7 +315,7 @@ func Node() error {
 	if err := json.Unmarshal(b, &cfg); err != nil {
 		return err
 	}
-	dev, err := tun.FromFile(file, cfg.MTU)
+	dev, err := tun.FromFiles([]*os.File{file}, cfg.MTU)
 	if err != nil {
 		file.Close()
 		return err

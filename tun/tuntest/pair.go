@@ -4,7 +4,6 @@ package tuntest
 
 import (
 	"os"
-	"sync"
 	"time"
 )
 
@@ -31,71 +30,29 @@ type End struct {
 
 	name string
 	mtu  int
-
-	mu       sync.Mutex
-	queue    [][]byte // a ring would save little: appended, popped from head
-	head     int
-	closed   bool
-	deadline time.Time
-	timer    *time.Timer
-	wake     sync.Cond
-	drops    uint64
+	in   queue
 }
 
 // NewEnd returns an end whose writes go to out.
 func NewEnd(name string, mtu int, out func(p []byte)) *End {
 	e := &End{Out: out, name: name, mtu: mtu}
-	e.wake.L = &e.mu
+	e.in.init()
 	return e
 }
 
 // Deliver queues p, which it keeps, for Read. It never blocks: when
 // [DefaultQueue] packets wait, or after Close, it drops p.
-func (e *End) Deliver(p []byte) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed || len(e.queue)-e.head >= DefaultQueue {
-		e.drops++
-		return
-	}
-	if e.head > 0 && len(e.queue) == cap(e.queue) {
-		n := copy(e.queue, e.queue[e.head:])
-		clear(e.queue[n:])
-		e.queue, e.head = e.queue[:n], 0
-	}
-	e.queue = append(e.queue, p)
-	e.wake.Signal()
-}
+func (e *End) Deliver(p []byte) { e.in.push(Packet{Data: p}) }
 
 // Read implements [tun.Device].
 func (e *End) Read(p []byte) (int, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for {
-		switch {
-		case e.closed:
-			return 0, os.ErrClosed
-		case !e.deadline.IsZero() && !time.Now().Before(e.deadline):
-			return 0, os.ErrDeadlineExceeded
-		case e.head < len(e.queue):
-			n := copy(p, e.queue[e.head])
-			e.queue[e.head] = nil
-			e.head++
-			if e.head == len(e.queue) {
-				e.queue, e.head = e.queue[:0], 0
-			}
-			return n, nil
-		}
-		e.wake.Wait()
-	}
+	packet, err := e.in.pop()
+	return copy(p, packet.Data), err
 }
 
 // Write implements [tun.Device].
 func (e *End) Write(p []byte) (int, error) {
-	e.mu.Lock()
-	closed := e.closed
-	e.mu.Unlock()
-	if closed {
+	if e.in.isClosed() {
 		return 0, os.ErrClosed
 	}
 	if e.Out != nil {
@@ -105,36 +62,10 @@ func (e *End) Write(p []byte) (int, error) {
 }
 
 // SetReadDeadline implements [tun.Device].
-func (e *End) SetReadDeadline(t time.Time) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed {
-		return os.ErrClosed
-	}
-	if e.timer != nil {
-		e.timer.Stop()
-		e.timer = nil
-	}
-	e.deadline = t
-	if !t.IsZero() {
-		e.timer = time.AfterFunc(time.Until(t), e.wakeAll)
-	}
-	e.wake.Broadcast()
-	return nil
-}
-
-func (e *End) wakeAll() {
-	e.mu.Lock()
-	e.wake.Broadcast()
-	e.mu.Unlock()
-}
+func (e *End) SetReadDeadline(t time.Time) error { return e.in.setDeadline(t) }
 
 // Drops is how many packets found the queue full or the end closed.
-func (e *End) Drops() uint64 {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.drops
-}
+func (e *End) Drops() uint64 { return e.in.dropped() }
 
 // Name implements [tun.Device].
 func (e *End) Name() string { return e.name }
@@ -144,17 +75,6 @@ func (e *End) MTU() int { return e.mtu }
 
 // Close implements [tun.Device]. Packets still queued are dropped.
 func (e *End) Close() error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed {
-		return nil
-	}
-	e.closed = true
-	e.queue = nil
-	e.head = 0
-	if e.timer != nil {
-		e.timer.Stop()
-	}
-	e.wake.Broadcast()
+	e.in.close()
 	return nil
 }

@@ -1,0 +1,92 @@
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/distributed-servers/ds/internal/netns"
+	"github.com/distributed-servers/ds/internal/netns/netnstest"
+	"github.com/distributed-servers/ds/internal/probe"
+)
+
+// programsEnv names the directory of the programs that the process outside has
+// built.
+const programsEnv = "DS_E2E_PROGRAMS"
+
+func TestMain(m *testing.M) {
+	probe.Main()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	if netns.Inside() {
+		return m.Run()
+	}
+	dir, err := os.MkdirTemp("", "ds-e2e-programs")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil { // the application is another user's
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		return 1
+	}
+	os.Setenv(programsEnv, dir)
+	return m.Run()
+}
+
+// inside reports whether the test is in namespaces of its own, where it goes on.
+// In the process outside it has the programs built, and skips the test where a
+// probe fails.
+func inside(t *testing.T, needs ...probe.Name) bool {
+	t.Helper()
+	if !netns.Inside() {
+		if testing.Short() {
+			t.Skip("it takes seconds")
+		}
+		probe.Skip(t, needs...)
+		build(t)
+	}
+	return netnstest.Run(t)
+}
+
+var built = map[string]string{
+
+	"ds":      "./cmd/ds",
+	"service": "./e2e/service",
+}
+
+// build builds the programs, the first time.
+func build(t *testing.T) {
+	t.Helper()
+	dir := os.Getenv(programsEnv)
+	args := []string{"build", "-o", dir + "/"}
+	missing := false
+	for name, pkg := range built {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			missing = true
+		}
+		args = append(args, pkg)
+	}
+	if !missing {
+		return
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = ".."
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the programs: %v\n%s", err, out)
+	}
+}
+
+// program is the path of a program that was built.
+func program(name string) string { return filepath.Join(os.Getenv(programsEnv), name) }

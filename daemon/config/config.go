@@ -1,5 +1,6 @@
 // Package config reads the configuration of dsco, one TOML file, and says what
-// is wrong with it: where, why, and what cures it.
+// is wrong with it: where, why, and what cures it. docs/dsco.toml is a complete
+// example.
 package config
 
 import (
@@ -8,7 +9,11 @@ import (
 )
 
 // Config is the whole file. A file has at least one of the tables of the roles;
-// a daemon is started for one role and needs that role's table.
+// a daemon is started for one role and needs that role's table. Fields tagged
+// "need" must be there; defaults are in defaults.go.
+//
+// Names of files are relative to the directory of the configuration. All
+// addresses are IPv6.
 type Config struct {
 	Node          *Node          `toml:"node"`
 	Servers       []Server       `toml:"server"`
@@ -20,24 +25,24 @@ type Config struct {
 // Interface, CA, Cert and Key are required.
 type Node struct {
 	// Name of this node, a key of each server's Nodes.
-	Name string `toml:"name"`
+	Name string `toml:"name" need:"yes"`
 
 	// Address is the daemon's own, an address of this host: tunnels end there,
 	// and other daemons connect to it.
-	Address netip.Addr `toml:"address"`
+	Address netip.Addr `toml:"address" need:"yes"`
 
 	// ControlPort is where daemons accept each other's connections. Default 7846.
 	ControlPort uint16 `toml:"control_port"`
 
 	// Interface is the one on the server network. Care-of addresses are
 	// announced there.
-	Interface string `toml:"interface"`
+	Interface string `toml:"interface" need:"yes"`
 
 	// CA, Cert and Key are PEM files. The certificate's name (DNS) is that of
 	// the node.
-	CA   string `toml:"ca"`
-	Cert string `toml:"cert"`
-	Key  string `toml:"key"`
+	CA   string `toml:"ca" need:"yes"`
+	Cert string `toml:"cert" need:"yes"`
+	Key  string `toml:"key" need:"yes"`
 
 	// Socket of the API. Default /run/dsco/dsco.sock. Group may write to it.
 	// Default dsco if there is such a group, else only root may.
@@ -59,10 +64,10 @@ type Node struct {
 type Server struct {
 	// Address is the distributed server address, with the length of its home
 	// prefix.
-	Address netip.Prefix `toml:"address"`
+	Address netip.Prefix `toml:"address" need:"yes"`
 
 	// HomeAgent is the home agent's address.
-	HomeAgent netip.Addr `toml:"home_agent"`
+	HomeAgent netip.Addr `toml:"home_agent" need:"yes"`
 
 	// SPI and KeyFile (at least 16 octets, hexadecimal) are shared with the
 	// home agent.
@@ -70,14 +75,14 @@ type Server struct {
 	KeyFile string `toml:"key_file"`
 
 	// Contact is the name of the node that is the contact at first.
-	Contact string `toml:"contact"`
+	Contact string `toml:"contact" need:"yes"`
 
 	// Nodes are the names of all nodes and their care-of addresses for this
 	// server. An address is routed to the application of the node.
-	Nodes map[string]netip.Addr `toml:"nodes"`
+	Nodes map[string]netip.Addr `toml:"nodes" need:"yes"`
 
 	// Users and UserGroups are those that may attach, by name or number.
-	// Default: root.
+	// Default: the user root, if there are neither.
 	Users      []string `toml:"users"`
 	UserGroups []string `toml:"user_groups"`
 
@@ -91,8 +96,8 @@ type Server struct {
 	// the network lets them pass.
 	DirectReturn bool `toml:"direct_return"`
 
-	// Tunnel is "user" (default): dsco has the tunnel to the home agent; or
-	// "mip6d": TunnelInterface has it, and somebody else registers.
+	// Tunnel is [TunnelUser] (default): dsco has the tunnel to the home agent; or
+	// [TunnelMIP6D]: TunnelInterface has it, and somebody else registers.
 	Tunnel          string `toml:"tunnel"`
 	TunnelInterface string `toml:"tunnel_interface"`
 
@@ -101,21 +106,27 @@ type Server struct {
 	IdleTimeout Duration `toml:"idle_timeout"`
 }
 
+// Values of Server.Tunnel.
+const (
+	TunnelUser  = "user"
+	TunnelMIP6D = "mip6d"
+)
+
 // HomeAgent is this machine as home agent. Address, Prefixes and Homes are
 // required.
 type HomeAgent struct {
 	// Address is the home agent's, an address of this host.
-	Address netip.Addr `toml:"address"`
+	Address netip.Addr `toml:"address" need:"yes"`
 
 	// Prefixes of the home link.
-	Prefixes []netip.Prefix `toml:"prefixes"`
+	Prefixes []netip.Prefix `toml:"prefixes" need:"yes"`
 
 	// Interface on the home link, on which home addresses are defended. Empty:
 	// the prefixes are routed to this host and there is no link.
 	Interface string `toml:"interface"`
 
 	// Homes are the home addresses that are served.
-	Homes []Home `toml:"homes"`
+	Homes []Home `toml:"homes" need:"yes"`
 
 	// Queue is the number of the Netfilter queue. Default 7847.
 	Queue uint16 `toml:"queue"`
@@ -138,7 +149,7 @@ type HomeAgent struct {
 
 // Home is a home address that a home agent serves.
 type Home struct {
-	Address netip.Addr `toml:"address"`
+	Address netip.Addr `toml:"address" need:"yes"`
 	SPI     uint32     `toml:"spi"`
 	KeyFile string     `toml:"key_file"`
 }

@@ -1,0 +1,69 @@
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Defaults, all of them. Those that are empty lists and strings are explained at
+// their fields.
+
+// SetDefaults fills in what is not set: zero. Load does that, so it is for
+// configurations that are not from a file.
+func (c *Config) SetDefaults() {
+	if c.Node != nil {
+		c.Node.setDefaults()
+	}
+	for i := range c.Servers {
+		c.Servers[i].setDefaults()
+	}
+	if c.HomeAgent != nil {
+		c.HomeAgent.setDefaults()
+	}
+	if c.Correspondent != nil {
+		c.Correspondent.setDefaults()
+	}
+}
+
+func (n *Node) setDefaults() {
+	set(&n.ControlPort, 7846)
+	set(&n.Socket, "/run/dsco/dsco.sock")
+	set(&n.State, "/var/lib/dsco")
+	set(&n.Queue, 7846)
+}
+
+func (s *Server) setDefaults() {
+	if len(s.Users) == 0 && len(s.UserGroups) == 0 {
+		s.Users = []string{"root"}
+	}
+	set(&s.MTU, 1500)
+	set(&s.Queues, 1)
+	if s.Offload == nil {
+		s.Offload = new(true)
+	}
+	set(&s.Tunnel, TunnelUser)
+	set(&s.IdleTimeout, Duration(60*time.Second))
+}
+
+func (h *HomeAgent) setDefaults() {
+	set(&h.Queue, 7847)
+	set(&h.RefreshAdvice, Duration(12*time.Second))
+	set(&h.TunnelMTU, 1500)
+	set(&h.Socket, "/run/dsco/home-agent.sock")
+}
+
+func (c *Correspondent) setDefaults() {
+	if len(c.Permit) == 0 {
+		c.Permit = []netip.Prefix{netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+	}
+	set(&c.Queue, 7848)
+	set(&c.MaxBindings, 65536)
+	set(&c.Socket, "/run/dsco/correspondent.sock")
+}
+
+func set[T comparable](v *T, to T) {
+	var zero T
+	if *v == zero {
+		*v = to
+	}
+}

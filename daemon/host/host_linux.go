@@ -289,11 +289,15 @@ func (h *Host) AddRule(r Rule) error { return h.make(made{kind: rule, rule: r}) 
 func (h *Host) RemoveRule(r Rule) error { return h.unmake(made{kind: rule, rule: r}) }
 
 // AddProxy has the kernel answer for addr on an interface's link, to Neighbor
-// Solicitations, and sets the sysctl of the interface that it needs for that. It
-// does so only while it forwards: see [Host.Forward].
+// Solicitations, and sets the sysctls of the interface that it needs for that:
+// usually the kernel waits up to 0.8 s before it answers, in case there are
+// several proxies for an address (RFC 4861 section 7.2.8), and here is one. It
+// answers only while it forwards: see [Host.Forward].
 func (h *Host) AddProxy(iface string, addr netip.Addr) error {
-	if err := h.SetSysctl("net/ipv6/conf/"+iface+"/proxy_ndp", "1"); err != nil {
-		return err
+	for _, s := range [][2]string{{"conf/" + iface + "/proxy_ndp", "1"}, {"neigh/" + iface + "/proxy_delay", "0"}} {
+		if err := h.SetSysctl("net/ipv6/"+s[0], s[1]); err != nil {
+			return err
+		}
 	}
 	return h.make(made{kind: proxy, iface: iface, to: netip.PrefixFrom(addr, addr.BitLen())})
 }

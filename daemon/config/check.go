@@ -55,8 +55,7 @@ func (d *decoder) checkNode(c *Config, u *unique) {
 	u.add("node.address", n.Address)
 	d.checkPort("node.control_port", n.ControlPort)
 	d.checkInterface("node.interface", n.Interface)
-	d.checkDaemon("node", n.Socket, n.Queue)
-	d.checkPath("node.state", n.State)
+	d.checkDaemon("node", n.Socket, n.State, n.Queue)
 	for _, name := range slices.Sorted(maps.Keys(n.Peers)) {
 		path := join("node.peers", name)
 		d.checkName(path, name)
@@ -82,7 +81,9 @@ func (d *decoder) checkServer(path string, c *Config, s *Server, u *unique) {
 	if s.HomeAgent.IsValid() && s.HomeAgent == s.Address.Addr() {
 		d.report(path+".home_agent", "give the home agent an address of its own", "the same as the distributed server's")
 	}
-	d.checkSPI(path, s.SPI, s.KeyFile)
+	if s.Tunnel != TunnelMIP6D {
+		d.checkSPI(path, s.SPI, s.KeyFile)
+	}
 	d.checkNodes(path, c.Node, s, u)
 
 	if s.MTU < minMTU || s.MTU > maxMTU {
@@ -180,7 +181,7 @@ func (d *decoder) checkHomeAgent(h *HomeAgent) {
 	if h.TunnelMTU < minMTU || h.TunnelMTU > maxMTU {
 		d.report("home_agent.tunnel_mtu", fmt.Sprintf("write %d to %d, usually 1500", minMTU, maxMTU), "%d: a tunnel of %d and its header do not fit, or it is more than a packet", h.TunnelMTU, minMTU-40)
 	}
-	d.checkDaemon("home_agent", h.Socket, h.Queue)
+	d.checkDaemon("home_agent", h.Socket, h.State, h.Queue)
 }
 
 func (d *decoder) checkCorrespondent(c *Correspondent) {
@@ -194,29 +195,28 @@ func (d *decoder) checkCorrespondent(c *Correspondent) {
 	if c.MaxBindings < 1 || c.MaxBindings > maxBindings {
 		d.report("correspondent.max_bindings", fmt.Sprintf("write 1 to %d", maxBindings), "%d bindings", c.MaxBindings)
 	}
-	d.checkDaemon("correspondent", c.Socket, c.Queue)
+	d.checkDaemon("correspondent", c.Socket, c.State, c.Queue)
 }
 
 // checkShared finds what two roles on one machine cannot both have.
 func (d *decoder) checkShared(c *Config) {
-	sockets, queues := make(map[string]string), make(map[uint16]string)
-	role := func(path, socket string, queue uint16) {
-		if other, ok := sockets[socket]; ok {
-			d.report(path+".socket", "give it another", "the same as that of [%s]", other)
+	seen := make(map[any]string)
+	role := func(path, socket, state string, queue uint16) {
+		for key, v := range map[string]any{"socket": socket, "state": state, "queue": queue} {
+			if other, ok := seen[v]; ok {
+				d.report(path+"."+key, "give it another", "the same as that of [%s]", other)
+			}
+			seen[v] = path
 		}
-		if other, ok := queues[queue]; ok {
-			d.report(path+".queue", "give it another", "the same as that of [%s]", other)
-		}
-		sockets[socket], queues[queue] = path, path
 	}
 	if n := c.Node; n != nil {
-		role("node", n.Socket, n.Queue)
+		role("node", n.Socket, n.State, n.Queue)
 	}
 	if h := c.HomeAgent; h != nil {
-		role("home_agent", h.Socket, h.Queue)
+		role("home_agent", h.Socket, h.State, h.Queue)
 	}
 	if o := c.Correspondent; o != nil {
-		role("correspondent", o.Socket, o.Queue)
+		role("correspondent", o.Socket, o.State, o.Queue)
 	}
 }
 
@@ -295,8 +295,9 @@ func (d *decoder) checkInterface(path, name string) {
 	}
 }
 
-func (d *decoder) checkDaemon(path, socket string, queue uint16) {
+func (d *decoder) checkDaemon(path, socket, state string, queue uint16) {
 	d.checkPath(path+".socket", socket)
+	d.checkPath(path+".state", state)
 	if len(socket) > maxSocket {
 		d.report(path+".socket", fmt.Sprintf("write one of at most %d octets", maxSocket), "a path of %d octets", len(socket))
 	}
@@ -311,13 +312,15 @@ func (d *decoder) checkPath(path, name string) {
 	}
 }
 
+// checkSPI checks what secures registrations, if anything has to.
 func (d *decoder) checkSPI(path string, spi uint32, key string) {
-	switch {
-	case spi == 0 && key == "":
-	case key == "":
-		d.report(path+".spi", "add key_file, or remove spi", "no key to go with it")
-	case spi <= reservedSPI:
-		d.report(path, fmt.Sprintf("add spi = %d or another from there on, the same at both ends", reservedSPI+1), "spi is %d: the numbers to %d are reserved", spi, reservedSPI)
+	if !d.has(path + ".spi") {
+		d.report(path+".spi", fmt.Sprintf("add spi = %d, or another from there on, the same at both ends", reservedSPI+1), "missing")
+	} else if spi <= reservedSPI {
+		d.report(path+".spi", fmt.Sprintf("write %d or another from there on, the same at both ends", reservedSPI+1), "%d: the numbers to %d are reserved", spi, reservedSPI)
+	}
+	if key == "" {
+		d.report(path+".key_file", `add key_file = "server.key" (openssl rand -hex 32), the same at both ends`, "missing")
 	}
 }
 

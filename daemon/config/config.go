@@ -69,8 +69,9 @@ type Server struct {
 	// HomeAgent is the home agent's address.
 	HomeAgent netip.Addr `toml:"home_agent" need:"yes"`
 
-	// SPI and KeyFile (at least 16 octets, hexadecimal) are shared with the
-	// home agent.
+	// SPI (from 256) and KeyFile (at least 16 octets, hexadecimal) are shared
+	// with the home agent, and secure registrations (RFC 4285). Required unless
+	// Tunnel is [TunnelMIP6D].
 	SPI     uint32 `toml:"spi"`
 	KeyFile string `toml:"key_file"`
 
@@ -147,11 +148,12 @@ type HomeAgent struct {
 	Group  string `toml:"group"`
 }
 
-// Home is a home address that a home agent serves.
+// Home is a home address that a home agent serves, with what secures its
+// registrations. All are required.
 type Home struct {
 	Address netip.Addr `toml:"address" need:"yes"`
-	SPI     uint32     `toml:"spi"`
-	KeyFile string     `toml:"key_file"`
+	SPI     uint32     `toml:"spi" need:"yes"`
+	KeyFile string     `toml:"key_file" need:"yes"`
 }
 
 // Correspondent is this machine as a client that knows Mobile IPv6.

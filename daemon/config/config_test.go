@@ -21,6 +21,8 @@ b = "2001:db8:5::b"
 [[server]]
 address = "2001:db8:1::80/64"
 home_agent = "2001:db8:1::1"
+spi = 256
+key_file = "server.key"
 contact = "b"
 [server.nodes]
 a = "2001:db8:5::80:a"
@@ -32,6 +34,8 @@ address = "2001:db8:1::1"
 prefixes = ["2001:db8:1::/64"]
 [[home_agent.homes]]
 address = "2001:db8:1::80"
+spi = 256
+key_file = "server.key"
 `
 
 func TestParse(t *testing.T) {
@@ -69,20 +73,20 @@ func TestMistakes(t *testing.T) {
 		{`"2001:db8:5::a"`, `"2001:db8:5::g"`, `f:3: node.address: "2001:db8:5::g" is not an address; write "2001:db8::1"`},
 		{`"2001:db8:5::a"`, `""`, `f:3: node.address: empty`},
 		{`"2001:db8:1::80/64"`, `"2001:db8:1::80"`, `f:11: server[0].address: "2001:db8:1::80" is not an address with the length of its prefix; write "2001:db8::1/64"`},
-		{`contact = "b"`, "contact = \"b\"\noffload = 1", `f:14: server[0].offload: 1 is not a boolean; write true or false`},
-		{`contact = "b"`, "contact = \"b\"\nidle_timeout = 60", `f:14: server[0].idle_timeout: 60 is not a duration; write "1m0s"`},
-		{`contact = "b"`, "contact = \"b\"\nusers = \"root\"", `f:14: server[0].users: "root" is not an array; write ["text"]`},
-		{`contact = "b"`, "contact = \"b\"\nusers = [\n\"root\",\n1]", `f:16: server[0].users[1]: 1 is not a string`},
-		{`b = "2001:db8:5::80:b"`, "b = \"2001:db8:5::80:b\"\n\"c.d\" = []", `f:17: server[0].nodes."c.d": an array is not an address`},
+		{`contact = "b"`, "contact = \"b\"\noffload = 1", `f:16: server[0].offload: 1 is not a boolean; write true or false`},
+		{`contact = "b"`, "contact = \"b\"\nidle_timeout = 60", `f:16: server[0].idle_timeout: 60 is not a duration; write "1m0s"`},
+		{`contact = "b"`, "contact = \"b\"\nusers = \"root\"", `f:16: server[0].users: "root" is not an array; write ["text"]`},
+		{`contact = "b"`, "contact = \"b\"\nusers = [\n\"root\",\n1]", `f:18: server[0].users[1]: 1 is not a string`},
+		{`b = "2001:db8:5::80:b"`, "b = \"2001:db8:5::80:b\"\n\"c.d\" = []", `f:19: server[0].nodes."c.d": an array is not an address`},
 		{`[node.peers]`, `[node.peers.b]`, `f:8: node.peers.b: a table is not an address`},
-		{"", "[server]\n", `f:17: `},
-		{"", "[homeagent]\n", `f:17: homeagent: no such key; is it home_agent?`},
+		{"", "[server]\n", `f:19: `},
+		{"", "[homeagent]\n", `f:19: homeagent: no such key; is it home_agent?`},
 
 		// Names.
 		{`name = "a"`, `name = ""`, `f:2: node.name: empty`},
-		{`name = "a"`, `name = "c"`, `f:14: server[0].nodes: this node, c, is not one of them: a, b; add c, with its care-of address | f:15: server[0].nodes.a: where the daemon of a is, is not known; add a = "2001:db8::1" to [node.peers]`},
-		{`contact = "b"`, `contact = "c"`, `f:13: server[0].contact: c is not one of the nodes: a, b`},
-		{`b = "2001:db8:5::b"`, `a = "2001:db8:5::b"`, `f:9: node.peers.a: this node is not among the others; remove it | f:16: server[0].nodes.b: where the daemon of b`},
+		{`name = "a"`, `name = "c"`, `f:16: server[0].nodes: this node, c, is not one of them: a, b; add c, with its care-of address | f:17: server[0].nodes.a: where the daemon of a is, is not known; add a = "2001:db8::1" to [node.peers]`},
+		{`contact = "b"`, `contact = "c"`, `f:15: server[0].contact: c is not one of the nodes: a, b`},
+		{`b = "2001:db8:5::b"`, `a = "2001:db8:5::b"`, `f:9: node.peers.a: this node is not among the others; remove it | f:18: server[0].nodes.b: where the daemon of b`},
 		{`b = "2001:db8:5::b"`, "b = \"2001:db8:5::b\"\n\"x y\" = \"2001:db8:5::d\"", `f:10: node.peers."x y": "x y" is not a name`},
 		{`interface = "eth0"`, `interface = "a/b"`, `f:4: node.interface: "a/b" is not the name of an interface`},
 		{`interface = "eth0"`, `interface = ""`, `f:4: node.interface: empty`},
@@ -95,12 +99,12 @@ func TestMistakes(t *testing.T) {
 		{`"2001:db8:5::a"`, `"::1"`, `f:3: node.address: ::1 is not an address that others reach`},
 		{`"2001:db8:5::a"`, `"ff02::1"`, `f:3: node.address: ff02::1 is`},
 		{`"2001:db8:5::b"`, `"2001:db8:5::a"`, `f:9: node.peers.b: 2001:db8:5::a is that of node.address too`},
-		{`"2001:db8:5::80:b"`, `"2001:db8:5::a"`, `f:16: server[0].nodes.b: 2001:db8:5::a is that of node.address too`},
-		{`"2001:db8:5::80:b"`, `"2001:db8:1::5"`, `f:16: server[0].nodes.b: 2001:db8:1::5 is in the home prefix 2001:db8:1::/64`},
-		{`"2001:db8:1::1"`, `"2001:db8:5::80:b"`, `f:16: server[0].nodes.b: 2001:db8:5::80:b is the home agent's`},
+		{`"2001:db8:5::80:b"`, `"2001:db8:5::a"`, `f:18: server[0].nodes.b: 2001:db8:5::a is that of node.address too`},
+		{`"2001:db8:5::80:b"`, `"2001:db8:1::5"`, `f:18: server[0].nodes.b: 2001:db8:1::5 is in the home prefix 2001:db8:1::/64`},
+		{`"2001:db8:1::1"`, `"2001:db8:5::80:b"`, `f:18: server[0].nodes.b: 2001:db8:5::80:b is the home agent's`},
 		{`"2001:db8:1::1"`, `"2001:db8:1::80"`, `f:12: server[0].home_agent: the same as the distributed server's`},
 		{`"2001:db8:1::80/64"`, `"2001:db8:1::80/0"`, `f:11: server[0].address: every address has that prefix`},
-		{"", strings.Replace(small[strings.Index(small, "[[server"):], "80:", "81:", 2), `f:18: server[1].address: 2001:db8:1::80 is that of server[0].address too`},
+		{"", strings.Replace(small[strings.Index(small, "[[server"):], "80:", "81:", 2), `f:20: server[1].address: 2001:db8:1::80 is that of server[0].address too`},
 
 		// Numbers.
 		{`name = "a"`, "name = \"a\"\ncontrol_port = 0", `f:3: node.control_port: 0 is not a port`},
@@ -108,40 +112,41 @@ func TestMistakes(t *testing.T) {
 		{`name = "a"`, "name = \"a\"\nsocket = \"dsco.sock\"", `f:3: node.socket: "dsco.sock" depends on where`},
 		{`name = "a"`, "name = \"a\"\nsocket = \"/" + strings.Repeat("x", 107) + "\"", `f:3: node.socket: a path of 108 octets`},
 		{`name = "a"`, "name = \"a\"\nstate = \"\"", `f:3: node.state: "" depends`},
-		{`contact = "b"`, "contact = \"b\"\nmtu = 1319", `f:14: server[0].mtu: 1319: a tunnel of 1280 and its header do not fit`},
-		{`contact = "b"`, "contact = \"b\"\nmtu = 65536", `f:14: server[0].mtu: 65536`},
-		{`contact = "b"`, "contact = \"b\"\nqueues = 0", `f:14: server[0].queues: 0 queues`},
-		{`contact = "b"`, "contact = \"b\"\nqueues = 65", `f:14: server[0].queues: 65 queues`},
-		{`contact = "b"`, "contact = \"b\"\nidle_timeout = \"0s\"", `f:14: server[0].idle_timeout: 0s is too short`},
-		{`contact = "b"`, "contact = \"b\"\nidle_timeout = \"25h\"", `f:14: server[0].idle_timeout: 25h0m0s is too`},
-		{`contact = "b"`, "contact = \"b\"\nspi = 256", `f:14: server[0].spi: no key to go with it`},
-		{`contact = "b"`, "contact = \"b\"\nkey_file = \"k\"", `f:10: server[0]: spi is 0`},
-		{`contact = "b"`, "contact = \"b\"\nkey_file = \"k\"\nspi = 255", `f:10: server[0]: spi is 255: the numbers to 255 are reserved; add spi = 256`},
-		{`contact = "b"`, "contact = \"b\"\ntunnel = \"kernel\"", `f:14: server[0].tunnel: there is no tunnel "kernel"`},
-		{`contact = "b"`, "contact = \"b\"\ntunnel = \"mip6d\"", `f:14: server[0].tunnel: which interface the tunnel is`},
-		{`contact = "b"`, "contact = \"b\"\ntunnel_interface = \"ip6tnl1\"", `f:14: server[0].tunnel_interface: dsco has the tunnel itself`},
-		{`contact = "b"`, "contact = \"b\"\nusers = [\"\"]", `f:14: server[0].users[0]: nobody is called that`},
+		{`contact = "b"`, "contact = \"b\"\nmtu = 1319", `f:16: server[0].mtu: 1319: a tunnel of 1280 and its header do not fit`},
+		{`contact = "b"`, "contact = \"b\"\nmtu = 65536", `f:16: server[0].mtu: 65536`},
+		{`contact = "b"`, "contact = \"b\"\nqueues = 0", `f:16: server[0].queues: 0 queues`},
+		{`contact = "b"`, "contact = \"b\"\nqueues = 65", `f:16: server[0].queues: 65 queues`},
+		{`contact = "b"`, "contact = \"b\"\nidle_timeout = \"0s\"", `f:16: server[0].idle_timeout: 0s is too short`},
+		{`contact = "b"`, "contact = \"b\"\nidle_timeout = \"25h\"", `f:16: server[0].idle_timeout: 25h0m0s is too`},
+		{"spi = 256\n", "", `f:10: server[0].spi: missing; add spi = 256`},
+		{"spi = 256\n", "spi = 255\n", `f:13: server[0].spi: 255: the numbers to 255 are reserved; write 256`},
+		{"key_file = \"server.key\"\n", "", `f:10: server[0].key_file: missing; add key_file`},
+		{"spi = 256\nkey_file = \"server.key\"\n", "tunnel = \"mip6d\"\ntunnel_interface = \"ip6tnl1\"\n", ``},
+		{`contact = "b"`, "contact = \"b\"\ntunnel = \"kernel\"", `f:16: server[0].tunnel: there is no tunnel "kernel"`},
+		{`contact = "b"`, "contact = \"b\"\ntunnel = \"mip6d\"", `f:16: server[0].tunnel: which interface the tunnel is`},
+		{`contact = "b"`, "contact = \"b\"\ntunnel_interface = \"ip6tnl1\"", `f:16: server[0].tunnel_interface: dsco has the tunnel itself`},
+		{`contact = "b"`, "contact = \"b\"\nusers = [\"\"]", `f:16: server[0].users[0]: nobody is called that`},
 
 		// Other roles.
 		{"", strings.Replace(agent, "/64", "/48", 1), ``},
-		{"", strings.Replace(agent, "1::/64", "2::/64", 1), `f:21: home_agent.homes[0].address: 2001:db8:1::80 has none of the prefixes`},
-		{"", strings.Replace(agent, "1::/64", "1::1/64", 1), `f:19: home_agent.prefixes[0]: 2001:db8:1::1/64 is an address, not a prefix; write "2001:db8:1::/64"`},
-		{"", strings.Replace(agent, "[\"2001:db8:1::/64\"]", "[]", 1), `f:19: home_agent.prefixes: none`},
-		{"", strings.Replace(agent, "1::80\"", "1::1\"", 1), `f:21: home_agent.homes[0].address: 2001:db8:1::1 is that of home_agent.address too`},
-		{"", strings.Replace(agent, "prefixes", "tunnel_mtu = 1000\nprefixes", 1), `f:19: home_agent.tunnel_mtu: 1000`},
-		{"", strings.Replace(agent, "prefixes", "queue = 7846\nprefixes", 1), `f:19: home_agent.queue: the same as that of [node]`},
-		{"", strings.Replace(agent, "prefixes", "socket = \"/run/dsco/dsco.sock\"\nprefixes", 1), `f:19: home_agent.socket: the same as that of [node]`},
-		{"", strings.Replace(agent, "prefixes", "refresh_advice = \"1ms\"\nprefixes", 1), `f:19: home_agent.refresh_advice: 1ms is too`},
-		{"", "[home_agent]\n", `f:17: home_agent.address: missing; add address = "2001:db8::1" | f:17: home_agent.prefixes: missing; add prefixes = ["2001:db8::1/64"] | f:17: home_agent.homes: missing`},
-		{"", "[correspondent]\naddresses = [\"::1\"]\nmax_bindings = 0\n", `f:18: correspondent.addresses[0]: ::1 is not | f:19: correspondent.max_bindings: 0 bindings`},
-		{"", "[correspondent]\npermit = [\"10.0.0.0/8\"]\n", `f:18: correspondent.permit[0]: 10.0.0.0/8 is of IPv4`},
+		{"", strings.Replace(agent, "1::/64", "2::/64", 1), `f:23: home_agent.homes[0].address: 2001:db8:1::80 has none of the prefixes`},
+		{"", strings.Replace(agent, "1::/64", "1::1/64", 1), `f:21: home_agent.prefixes[0]: 2001:db8:1::1/64 is an address, not a prefix; write "2001:db8:1::/64"`},
+		{"", strings.Replace(agent, "[\"2001:db8:1::/64\"]", "[]", 1), `f:21: home_agent.prefixes: none`},
+		{"", strings.Replace(agent, "1::80\"", "1::1\"", 1), `f:23: home_agent.homes[0].address: 2001:db8:1::1 is that of home_agent.address too`},
+		{"", strings.Replace(agent, "prefixes", "tunnel_mtu = 1000\nprefixes", 1), `f:21: home_agent.tunnel_mtu: 1000`},
+		{"", strings.Replace(agent, "prefixes", "queue = 7846\nprefixes", 1), `f:21: home_agent.queue: the same as that of [node]`},
+		{"", strings.Replace(agent, "prefixes", "socket = \"/run/dsco/dsco.sock\"\nprefixes", 1), `f:21: home_agent.socket: the same as that of [node]`},
+		{"", strings.Replace(agent, "prefixes", "refresh_advice = \"1ms\"\nprefixes", 1), `f:21: home_agent.refresh_advice: 1ms is too`},
+		{"", "[home_agent]\n", `f:19: home_agent.address: missing; add address = "2001:db8::1" | f:19: home_agent.prefixes: missing; add prefixes = ["2001:db8::1/64"] | f:19: home_agent.homes: missing`},
+		{"", "[correspondent]\naddresses = [\"::1\"]\nmax_bindings = 0\n", `f:20: correspondent.addresses[0]: ::1 is not | f:21: correspondent.max_bindings: 0 bindings`},
+		{"", "[correspondent]\npermit = [\"10.0.0.0/8\"]\n", `f:20: correspondent.permit[0]: 10.0.0.0/8 is of IPv4`},
 
 		// All at once.
 		{small, "", `f: no role; add [node], [home_agent] or [correspondent]`},
 		{small, small[strings.Index(small, "[[server"):], `f:1: server[0]: a distributed server, but no node`},
 		{small[strings.Index(small, "[[server"):], "", `f:1: node: a node of no distributed server`},
 		{small, "x = 1\n[node]\nname = 1\n[[server]]\nmtu = true\n", `f:1: x: no such key | f:2: node.address: missing | f:2: node.interface: missing | f:2: node.ca: missing | f:2: node.cert: missing | f:2: node.key: missing | ` +
-			`f:3: node.name: 1 is not a string | f:4: server[0].address: missing | f:4: server[0].home_agent: missing | f:4: server[0].contact: missing | f:4: server[0].nodes: missing | f:5: server[0].mtu: true is not`},
+			`f:3: node.name: 1 is not a string | f:4: server[0].address: missing | f:4: server[0].home_agent: missing | f:4: server[0].contact: missing | f:4: server[0].nodes: missing | f:4: server[0].spi: missing | f:4: server[0].key_file: missing | f:5: server[0].mtu: true is not`},
 	} {
 		text := small + tt.new
 		if tt.old != "" {
@@ -273,6 +278,8 @@ func ExampleLoad() {
 	// testdata/mistakes.toml:7: node.ca: open testdata/nowhere/ca.pem: no such file or directory; put it there, readable for the daemon's user, or name another
 	// testdata/mistakes.toml:8: node.cert: empty; write "text"
 	// testdata/mistakes.toml:9: node.mtu: no such key; remove it
+	// testdata/mistakes.toml:11: server[0].spi: missing; add spi = 256, or another from there on, the same at both ends
+	// testdata/mistakes.toml:11: server[0].key_file: missing; add key_file = "server.key" (openssl rand -hex 32), the same at both ends
 	// testdata/mistakes.toml:13: server[0].home_agent: 192.0.2.1 is of IPv4; write an IPv6 address, such as "2001:db8::1"
 	// testdata/mistakes.toml:14: server[0].contact: b is not one of the nodes: a; name one of them, or add it
 	// testdata/mistakes.toml:15: server[0].users[0]: user: unknown user nobody-is-called-that; add the user, or name another

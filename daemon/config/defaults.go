@@ -49,6 +49,7 @@ func (h *HomeAgent) setDefaults() {
 	set(&h.Queue, 7847)
 	set(&h.RefreshAdvice, Duration(12*time.Second))
 	set(&h.TunnelMTU, 1500)
+	set(&h.State, "/var/lib/dsco/home-agent")
 	set(&h.Socket, "/run/dsco/home-agent.sock")
 }
 
@@ -58,6 +59,7 @@ func (c *Correspondent) setDefaults() {
 	}
 	set(&c.Queue, 7848)
 	set(&c.MaxBindings, 65536)
+	set(&c.State, "/var/lib/dsco/correspondent")
 	set(&c.Socket, "/run/dsco/correspondent.sock")
 }
 

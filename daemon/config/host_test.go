@@ -75,7 +75,7 @@ func TestLoadHost(t *testing.T) {
 	ca.sign("a", "a", time.Hour, both...)
 	ca.sign("b", "b", time.Hour, both...)
 	ca.sign("old", "a", -time.Hour, both...)
-	ca.sign("server", "a", time.Hour, x509.ExtKeyUsageServerAuth)
+	ca.sign("half", "a", time.Hour, x509.ExtKeyUsageServerAuth)
 	newAuthority(t, dir, "other.pem").sign("foreign", "a", time.Hour, both...)
 	write := func(name, text string, mode os.FileMode) {
 		t.Helper()
@@ -91,6 +91,7 @@ func TestLoadHost(t *testing.T) {
 	write("good", "00112233445566778899aabbccddeeff", 0o640)
 	write("open", "00112233445566778899aabbccddeeff", 0o644)
 	write("short", "0011", 0o600)
+	write("server.key", "00112233445566778899aabbccddeeff", 0o600)
 
 	for _, tt := range []struct{ old, new, want string }{
 		{"", "", ""},
@@ -101,16 +102,16 @@ func TestLoadHost(t *testing.T) {
 		{`"a.pem"`, `"nowhere.pem"`, "node.cert: open "},
 		{"a.pem\"\nkey = \"a.key", "b.pem\"\nkey = \"b.key", `node.cert: it is of ["b"], not of this node; make one with the DNS name a`},
 		{"a.pem\"\nkey = \"a.key", "old.pem\"\nkey = \"old.key", "node.cert: it is valid from "},
-		{"a.pem\"\nkey = \"a.key", "server.pem\"\nkey = \"server.key", "node.cert: " + dir + "/ca.pem does not vouch for it"},
+		{"a.pem\"\nkey = \"a.key", "half.pem\"\nkey = \"half.key", "node.cert: " + dir + "/ca.pem does not vouch for it"},
 		{"a.pem\"\nkey = \"a.key", "foreign.pem\"\nkey = \"foreign.key", "node.cert: " + dir + "/ca.pem does not vouch for it"},
-		{"contact", "spi = 256\nkey_file = \"good\"\ncontact", ""},
-		{"contact", "spi = 256\nkey_file = \"" + dir + "/good\"\ncontact", ""},
-		{"contact", "spi = 256\nkey_file = \"open\"\ncontact", "server[0].key_file: every user may read or change it (mode -rw-r--r--); chmod o= " + dir + "/open"},
-		{"contact", "spi = 256\nkey_file = \"short\"\ncontact", "server[0].key_file: read key: " + dir + "/short has 2 octets"},
-		{"contact", "spi = 256\nkey_file = \"nowhere\"\ncontact", "server[0].key_file: read key: open "},
+		{"\"server.key\"", "\"good\"", ""},
+		{"\"server.key\"", "\"" + dir + "/good\"", ""},
+		{"\"server.key\"", "\"open\"", "server[0].key_file: every user may read or change it (mode -rw-r--r--); chmod o= " + dir + "/open"},
+		{"\"server.key\"", "\"short\"", "server[0].key_file: read key: " + dir + "/short has 2 octets"},
+		{"\"server.key\"", "\"nowhere\"", "server[0].key_file: read key: open "},
 		{"contact", "users = [\"root\", \"0\", \"no-such-user\"]\ncontact", "server[0].users[2]: user: unknown user no-such-user; add the user"},
 		{"contact", "user_groups = [\"root\", \"no-such-group\"]\ncontact", "server[0].user_groups[1]: group: unknown group no-such-group; add the group"},
-		{"", agent + "spi = 256\nkey_file = \"short\"\n", "home_agent.homes[0].key_file: read key"},
+		{"", strings.Replace(agent, "server.key", "short", 1), "home_agent.homes[0].key_file: read key"},
 	} {
 		text := strings.Replace(small, tt.old, tt.new, 1)
 		if tt.old == "" {

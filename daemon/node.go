@@ -34,6 +34,9 @@ import (
 
 // Node is the node's role.
 type Node struct {
+	// Ready, if not nil, is called once by Run, when everything is up.
+	Ready func()
+
 	cfg     *config.Config
 	log     *slog.Logger
 	begin   time.Time
@@ -148,6 +151,9 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		return err
 	})
 	n.events.Publish(api.Event{Kind: api.EventStarted})
+	if n.Ready != nil {
+		n.Ready()
+	}
 	<-ctx.Done()
 	n.events.Publish(api.Event{Kind: api.EventStopping})
 	return nil

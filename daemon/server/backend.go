@@ -16,6 +16,7 @@ type Cred = peercred.Cred
 // closes. Errors should be of type [*api.Error]; others are answered with status
 // 500. A role that lacks calls embeds [Unsupported].
 type Backend interface {
+	// Status need not fill in Version, API, PID and LastEvent: the server does.
 	Status(ctx context.Context) (*api.Status, error)
 	Servers(ctx context.Context) ([]api.Server, error)
 	Nodes(ctx context.Context, dsa netip.Addr) ([]api.NodeInfo, error)

@@ -5,16 +5,19 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/internal/version"
 )
 
 func (s *Server) status(q *request) error {
 	v, err := s.cfg.Backend.Status(q.Context())
 	if err == nil {
+		v.API, v.PID, v.Version = api.Version, os.Getpid(), version.String()
 		v.LastEvent = s.cfg.Events.Last()
 	}
 	return answer(q, v, err)

@@ -71,6 +71,23 @@ func (s *socket) open(gid int) error {
 	return nil
 }
 
+// Cleanup removes the socket of a daemon that was killed. It is an error if the
+// daemon runs; no socket is none.
+func Cleanup(path string) error {
+	if _, err := os.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	lock, err := acquire(path + ".lock")
+	if err == nil {
+		err = clear(path)
+		(&socket{lock: lock}).unlock()
+	}
+	if err != nil {
+		return fmt.Errorf("server: cleanup: socket %s: %w", path, err)
+	}
+	return nil
+}
+
 // clear removes the socket of a daemon that is dead.
 func clear(path string) error {
 	info, err := os.Lstat(path)

@@ -54,6 +54,9 @@ func TestOtherDaemon(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "process "+pid+" has it") {
 		t.Errorf("without lock: got %v, want process %s named", err, pid)
 	}
+	if err := Cleanup(path); err == nil || !strings.Contains(err.Error(), "process "+pid+" has it") {
+		t.Errorf("cleanup: got %v, want process %s named", err, pid)
+	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -92,6 +95,32 @@ func TestSocketFile(t *testing.T) {
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// What a daemon leaves that is killed, cleanup removes.
+func TestCleanup(t *testing.T) {
+	dir := temp(t)
+	path := filepath.Join(dir, "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	if err := os.WriteFile(path+".lock", []byte("1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time there is nothing
+		if err := Cleanup(path); err != nil {
+			t.Error(err)
+		}
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if err := Cleanup(filepath.Join(dir, "nowhere", "s")); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -65,6 +65,7 @@ type donated struct {
 	// listener is where the connection waited to be accepted, nil if an
 	// application has it.
 	listener *stack.Listener
+	orphan   bool // the application has closed it; known since Export
 }
 
 // NewDonor prepares to give away one connection. Other connections of the same
@@ -352,6 +353,21 @@ func (d *Donor) Conns() []*stack.Conn {
 	return cs
 }
 
+// Served is as Conns after Export, but with nil for the connections that no
+// application has, those for which [Target.Activate] returns nil: closed ones,
+// and ones not yet accepted.
+func (d *Donor) Served() []*stack.Conn {
+	cs := d.Conns()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i := range d.conns {
+		if d.conns[i].orphan || d.conns[i].listener != nil {
+			cs[i] = nil
+		}
+	}
+	return cs
+}
+
 // Export appends the snapshot of the frozen connections to b. It can be called
 // again, with the same result. After an error the connections are still frozen.
 func (d *Donor) Export(b []byte) ([]byte, error) {
@@ -370,6 +386,7 @@ func (d *Donor) Export(b []byte) ([]byte, error) {
 			return b, failed("export", d, err)
 		}
 		r.Unaccepted = c.listener != nil
+		c.orphan = r.Orphan
 	}
 	out, err := snapshot.Append(b, snap)
 	if err != nil {

@@ -148,6 +148,10 @@ func (t *Target) hold(tuple stack.Tuple) error {
 	return nil
 }
 
+// Client is the client all of whose connections they are, the zero value if the
+// donor was none of a client.
+func (t *Target) Client() netip.Addr { return t.client }
+
 // Len is the number of connections.
 func (t *Target) Len() int { return len(t.out) }
 

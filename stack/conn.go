@@ -56,6 +56,7 @@ type Conn struct {
 	writeEnd  deadline
 
 	waiting atomic.Pointer[Listener] // that it was Delivered to
+	rest    atomic.Pointer[rest]     // asked for, nil: none
 
 	hup        waiter.Entry // tells forget when the endpoint has ended
 	prev, next *Conn        // other connections of the client, under Stack.mu
@@ -71,11 +72,13 @@ type gate struct {
 type gateState uint8
 
 const (
-	gateSuspended gateState = 1 << iota // calls wait
-	gateNoWrite                         // writing calls wait
-	gateClosed                          // the application has closed
-	gateCloseDue                        // and the endpoint does not know yet
-	gateMoved                           // the connection lives elsewhere
+	gateSuspended  gateState = 1 << iota // calls wait
+	gateNoWrite                          // writing calls wait
+	gateClosed                           // the application has closed
+	gateCloseDue                         // and the endpoint does not know yet
+	gateMoved                            // the connection lives elsewhere
+	gateNoRead                           // reads rest, see Conn.Rest
+	gateNoNewWrite                       // and writes that have taken nothing yet
 )
 
 // enter admits a call if nothing in barred is set; then the caller must leave.
@@ -162,7 +165,7 @@ func (d *deadline) set(t time.Time, wake func()) {
 func (c *Conn) call(w *wait, d *deadline, mask waiter.EventMask, barred gateState, op func() tcpip.Error) error {
 	waiting := false
 	for {
-		if d.passed.Load() {
+		if d.passed.Load() && !c.resting(barred) {
 			return os.ErrDeadlineExceeded
 		}
 		ok, err := c.gate.enter(barred)
@@ -175,6 +178,8 @@ func (c *Conn) call(w *wait, d *deadline, mask waiter.EventMask, barred gateStat
 			if _, again := err.(*tcpip.ErrWouldBlock); !again {
 				return netError(err)
 			}
+		} else if c.resting(barred) {
+			c.atRest()
 		}
 		if waiting {
 			<-w.ch
@@ -195,7 +200,7 @@ func (c *Conn) Read(b []byte) (n int, err error) {
 		return 0, nil
 	}
 	c.reader = b
-	err = c.call(&c.readWait, &c.readEnd, waiter.ReadableEvents|waiter.EventErr|waiter.EventHUp, gateSuspended, c.readOnce)
+	err = c.call(&c.readWait, &c.readEnd, waiter.ReadableEvents|waiter.EventErr|waiter.EventHUp, gateSuspended|gateNoRead, c.readOnce)
 	n = len(b) - len(c.reader)
 	c.reader = nil
 	if err != nil && err != io.EOF {
@@ -220,7 +225,11 @@ func (c *Conn) Write(b []byte) (n int, err error) {
 	for first := true; first || n < len(b); first = false {
 		chunk := b[n:min(len(b), n+maxWrite)]
 		c.writer.Reset(chunk)
-		err = c.call(&c.writeWait, &c.writeEnd, waiter.WritableEvents|waiter.EventErr|waiter.EventHUp, gateSuspended|gateNoWrite, c.writeOnce)
+		barred := gateSuspended | gateNoWrite
+		if n == 0 {
+			barred |= gateNoNewWrite
+		}
+		err = c.call(&c.writeWait, &c.writeEnd, waiter.WritableEvents|waiter.EventErr|waiter.EventHUp, barred, c.writeOnce)
 		n += len(chunk) - c.writer.Len()
 		if err != nil {
 			err = c.opError("write", err)
@@ -262,6 +271,7 @@ func (c *Conn) Close() error {
 	case s&gateSuspended == 0:
 		c.ep.Close()
 	}
+	c.atRest()
 	c.readEnd.set(time.Time{}, nil)
 	c.writeEnd.set(time.Time{}, nil)
 	c.wq.Notify(anyEvent)
@@ -504,6 +514,8 @@ func (s *Stack) list(c *Conn) {
 	c.next = head
 	if head != nil {
 		head.prev = c
+	} else if s.present != nil {
+		s.present(c.tuple.Remote.Addr(), true)
 	}
 	s.clients[c.tuple.Remote.Addr()] = c
 	c.listed = true
@@ -539,6 +551,9 @@ func (s *Stack) unlist(c *Conn) {
 		s.clients[c.tuple.Remote.Addr()] = c.next
 	default:
 		delete(s.clients, c.tuple.Remote.Addr())
+		if s.present != nil {
+			s.present(c.tuple.Remote.Addr(), false)
+		}
 	}
 	c.prev, c.next = nil, nil
 }

@@ -68,6 +68,11 @@ type Config struct {
 	// Mobile makes the Stack a mobile node of RFC 6275. Nil means that packets
 	// pass as they are.
 	Mobile *Mobile
+
+	// Present, if not nil, is told when a client gets its first connection here,
+	// accepted, dialled or activated, and when the last one has ended or left.
+	// It is called in order, under a lock: it must not block, nor call the Stack.
+	Present func(client netip.Addr, here bool)
 }
 
 // Stack is a TCP/IP stack on one link. Its methods may be called from several
@@ -77,6 +82,7 @@ type Stack struct {
 	link *link
 
 	maxBuffer int
+	present   func(client netip.Addr, here bool) // nil: nobody asks
 
 	mu        sync.Mutex
 	closed    bool
@@ -118,7 +124,7 @@ func New(cfg Config) (*Stack, error) {
 		}),
 		clients: make(map[netip.Addr]*Conn),
 	}
-	s.maxBuffer = cfg.MaxBuffer
+	s.maxBuffer, s.present = cfg.MaxBuffer, cfg.Present
 	s.link = newLink(cfg.Device, s.ns.Clock(), cfg.HoldLimit)
 	if cfg.Mobile != nil {
 		shim, err := newShim(cfg.Mobile, cfg.Addrs, cfg.Device.MTU(), s.ns.Clock())

@@ -23,7 +23,7 @@ func (c *Conn) TryRead(b []byte) (n int, err error) {
 		return 0, nil
 	}
 	c.reader = b
-	err = c.try(gateSuspended, c.readOnce)
+	err = c.try(gateSuspended|gateNoRead, c.readOnce)
 	n = len(b) - len(c.reader)
 	c.reader = nil
 	if err != nil && err != io.EOF {
@@ -39,7 +39,7 @@ func (c *Conn) TryWrite(b []byte) (n int, err error) {
 	defer c.writeMu.Unlock()
 	b = b[:min(len(b), maxWrite)]
 	c.writer.Reset(b)
-	err = c.try(gateSuspended|gateNoWrite, c.writeOnce)
+	err = c.try(gateSuspended|gateNoWrite|gateNoNewWrite, c.writeOnce)
 	n = len(b) - c.writer.Len()
 	c.writer.Reset(nil)
 	if err != nil {
@@ -54,6 +54,9 @@ func (c *Conn) try(barred gateState, op func() tcpip.Error) error {
 		return err
 	}
 	if !ok {
+		if c.resting(barred) {
+			c.atRest()
+		}
 		return syscall.EAGAIN
 	}
 	defer c.gate.leave()

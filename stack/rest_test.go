@@ -1,0 +1,167 @@
+package stack_test
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/distributed-servers/ds/stack"
+	"github.com/distributed-servers/ds/tun/tuntest"
+)
+
+// A connection comes to rest in Read, and its reader waits, deadline or not,
+// until EndRest.
+func TestRest(t *testing.T) {
+	c, peer := restPair(t, nil)
+	read := make(chan error, 1)
+	b := make([]byte, 8)
+	go func() { _, err := c.Read(b); read <- err }()
+	<-c.Rest(false)
+	if !c.AtRest() {
+		t.Error("not at rest")
+	}
+	if _, err := peer.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	c.SetReadDeadline(time.Unix(1, 0))
+	if _, err := c.Write([]byte("writes go on")); err != nil {
+		t.Error(err)
+	}
+	c.SetReadDeadline(time.Time{})
+	select {
+	case err := <-read:
+		t.Fatalf("read while at rest: %v", err)
+	default:
+	}
+	c.EndRest()
+	if err := <-read; err != nil || string(b[:5]) != "hello" {
+		t.Errorf("read %q, %v", b[:5], err)
+	}
+	if c.AtRest() {
+		t.Error("at rest after EndRest")
+	}
+}
+
+// A deadline that passes at rest counts when it is over.
+func TestRestDeadline(t *testing.T) {
+	c, _ := restPair(t, nil)
+	read := make(chan error, 1)
+	go func() { _, err := c.Read(make([]byte, 8)); read <- err }()
+	<-c.Rest(false)
+	c.SetReadDeadline(time.Unix(1, 0))
+	c.EndRest()
+	if err := <-read; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error(err)
+	}
+}
+
+// Writes that have taken something go on to their end; the next one rests, if
+// writes are asked to.
+func TestRestInWrite(t *testing.T) {
+	c, peer := restPair(t, nil)
+	const chunk = 4 << 20
+	wrote := make(chan int, 8)
+	go func() {
+		for {
+			n, err := c.Write(make([]byte, chunk))
+			wrote <- n
+			if err != nil {
+				return
+			}
+		}
+	}()
+	b := make([]byte, 64<<10)
+	n, err := peer.Read(b) // the first write has begun
+	if err != nil {
+		t.Fatal(err)
+	}
+	reached := c.Rest(true)
+	go io.Copy(io.Discard, peer)
+	<-reached
+	if got := <-wrote; got != chunk || n == 0 {
+		t.Errorf("a write that had begun took %d octets", got)
+	}
+	if len(wrote) != 0 {
+		t.Error("the next went on")
+	}
+	c.EndRest()
+}
+
+// Closing is coming to rest too.
+func TestRestClosed(t *testing.T) {
+	c, _ := restPair(t, nil)
+	reached := c.Rest(false)
+	if c.AtRest() || c.Unattended() {
+		t.Error("at rest before anything was called")
+	}
+	c.Close()
+	<-reached
+	if !c.Unattended() {
+		t.Error("closed, and attended")
+	}
+	<-c.Rest(true) // and at once when it is closed before
+}
+
+// The first connection of a client and the end of its last are told, in order.
+func TestPresent(t *testing.T) {
+	var mu sync.Mutex
+	var told []bool
+	changed := make(chan struct{}, 100)
+	c, peer := restPair(t, func(client netip.Addr, here bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if client != restClient {
+			t.Errorf("told of %s", client)
+		}
+		told = append(told, here)
+		changed <- struct{}{}
+	})
+	<-changed
+	peer.SetLinger(0)
+	peer.Close() // a reset: no TIME_WAIT
+	<-changed
+	c.Close()
+	mu.Lock()
+	defer mu.Unlock()
+	if !slices.Equal(told, []bool{true, false}) {
+		t.Errorf("told %v", told)
+	}
+}
+
+var (
+	restClient = netip.MustParseAddr("fd00:1::1")
+	restServer = netip.MustParseAddr("fd00:2::1")
+)
+
+// restPair connects a client to a server, and returns both ends.
+func restPair(t *testing.T, present func(netip.Addr, bool)) (server, client *stack.Conn) {
+	t.Helper()
+	a, b := tuntest.Pair(1500)
+	ss, err := stack.New(stack.Config{Device: a, Addrs: []netip.Addr{restServer}, Present: present})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ss.Close() })
+	cs, err := stack.New(stack.Config{Device: b, Addrs: []netip.Addr{restClient}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cs.Close() })
+	l, err := ss.Listen("tcp", net.JoinHostPort("", "7"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if client, err = cs.Dial("tcp", netip.AddrPortFrom(restServer, 7).String()); err != nil {
+		t.Fatal(err)
+	}
+	if server, err = l.AcceptConn(); err != nil {
+		t.Fatal(err)
+	}
+	return server, client
+}

@@ -1,0 +1,173 @@
+package ds_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/distributed-servers/ds"
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/dstest"
+)
+
+var errCut = errors.New("cut")
+
+// Every message of a handoff is the last one of its session: it does not arrive
+// any more. And every answer is an error. Whatever happens, the client ends up
+// being served by exactly one node, the error says where it went wrong and who
+// has the client, and the next handoff succeeds.
+func TestFaults(t *testing.T) {
+	for _, tt := range []struct {
+		node  string // whose session
+		kind  api.Kind
+		fault error // errCut, ErrLost, nil: the answer says no
+
+		stage     ds.Stage // "": it succeeds
+		committed bool     // as the error says
+		owner     string   // in the end
+		is        error
+	}{
+		{"a", api.Prepare, errCut, ds.StagePrepare, false, "a", ds.ErrDetached},
+		{"a", api.Prepare, dstest.ErrLost, ds.StagePrepare, false, "a", ds.ErrDetached},
+		{"a", api.Prepared, errCut, ds.StagePrepare, false, "a", ds.ErrDetached},
+		{"a", api.Prepared, nil, ds.StagePrepare, false, "a", ds.ErrRefused},
+		{"a", api.Transfer, errCut, ds.StageTransfer, false, "a", ds.ErrDetached},
+		{"a", api.Transfer, dstest.ErrLost, ds.StageTransfer, false, "a", ds.ErrDetached},
+		{"b", api.Offer, errCut, ds.StageTransfer, false, "a", ds.ErrRefused},
+		{"b", api.Accepted, errCut, ds.StageTransfer, false, "a", ds.ErrRefused},
+		{"b", api.Accepted, nil, ds.StageTransfer, false, "a", ds.ErrRefused},
+		{"a", api.Imported, errCut, ds.StageTransfer, false, "a", ds.ErrDetached},
+		{"a", api.Commit, errCut, ds.StageCommit, false, "a", ds.ErrDetached},
+		{"a", api.Commit, dstest.ErrLost, ds.StageCommit, true, "a", ds.ErrDetached},
+		{"b", api.Activate, errCut, ds.StageCommit, false, "a", ds.ErrRefused},
+		{"b", api.Activated, errCut, "", false, "b", nil},
+		{"b", api.Activated, dstest.ErrLost, "", false, "b", nil},
+		{"a", api.Done, errCut, ds.StageCommit, true, "b", ds.ErrDetached},
+	} {
+		what := "no"
+		if tt.fault != nil {
+			what = tt.fault.Error()
+		}
+		t.Run(fmt.Sprintf("%s %s", tt.kind, strings.TrimPrefix(what, "dstest: ")), func(t *testing.T) {
+			var fired atomic.Bool
+			w := newWorld(t, func(c *dstest.Cluster) {
+				c.Intercept = func(node string, m *api.Message) error {
+					if node != tt.node || m.Kind != tt.kind || fired.Swap(true) {
+						return nil
+					}
+					if tt.fault == nil {
+						m.Error = "not today"
+					}
+					if tt.committed { // so that the answer does not come before the error is out
+						c.SetDown(node, true)
+					}
+					return tt.fault
+				}
+			}, "a", "b")
+			s := w.dial(client1)
+			s.ping(t)
+			_, err := w.nodes["a"].handoff(client1, "b")
+			if !fired.Load() {
+				t.Fatal("the message was never sent")
+			}
+			var he *ds.HandoffError
+			switch {
+			case tt.stage == "" && err != nil:
+				t.Fatal(err)
+			case tt.stage == "":
+			case !errors.As(err, &he):
+				t.Fatalf("got %v, want a HandoffError", err)
+			case he.Stage != tt.stage || he.Committed != tt.committed || he.Client != client1 || he.To != "b" || !errors.Is(err, tt.is):
+				t.Fatalf("got %q, committed %v: want stage %s, committed %v, %q", err, he.Committed, tt.stage, tt.committed, tt.is)
+			}
+			w.cluster.SetDown(tt.node, false)
+			s.ping(t)
+			w.await("owner", func() bool { return w.cluster.Owner(client1) == tt.owner })
+			other := "b"
+			if tt.owner == "b" {
+				other = "a"
+			}
+			w.awaitHandoff(client1, tt.owner, other)
+			s.ping(t)
+			s.Close()
+			w.await("gone", func() bool { return w.cluster.Owner(client1) == "" })
+			w.noFaults()
+		})
+	}
+}
+
+// await waits for something of which there is no event.
+func (w *world) await(what string, cond func() bool) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			w.t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// awaitHandoff hands a client off as soon as both nodes are attached again.
+func (w *world) awaitHandoff(client netip.Addr, from, to string) {
+	w.t.Helper()
+	var last error
+	defer func() {
+		if w.t.Failed() {
+			w.t.Log(last)
+		}
+	}()
+	w.await("handoff", func() bool {
+		_, last = w.nodes[from].handoff(client, to)
+		return last == nil || !errors.Is(last, ds.ErrDetached) && !errors.Is(last, ds.ErrRefused) && !errors.Is(last, ds.ErrUnknown)
+	})
+	if last != nil {
+		w.t.Fatal(last)
+	}
+}
+
+// What the application can do wrong ends with the client where it was.
+func TestApplicationFaults(t *testing.T) {
+	hang := make(chan struct{})
+	for _, tt := range []struct {
+		name  string
+		state func(net.Conn) ([]byte, error)
+		is    error
+		says  string
+	}{
+		{"error", func(net.Conn) ([]byte, error) { return nil, errCut }, errCut, "cut"},
+		{"panic", func(net.Conn) ([]byte, error) { panic("oh") }, ds.ErrState, "panic: oh"},
+		{"too much", func(net.Conn) ([]byte, error) { return make([]byte, ds.MaxState+1), nil }, ds.ErrState, "MaxState"},
+		{"hangs", func(net.Conn) ([]byte, error) { <-hang; return nil, nil }, ds.ErrState, "no answer after"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t, nil, "a", "b")
+			w.nodes["a"].Patience = 50 * time.Millisecond // the handoff below is the first to look at it
+			s := w.dial(client1)
+			s.ping(t)
+			_, err := w.nodes["a"].Handoff(context.Background(), client1, "b", tt.state)
+			var he *ds.HandoffError
+			if !errors.As(err, &he) || he.Stage != ds.StageExport || he.Committed || !errors.Is(err, tt.is) || !strings.Contains(err.Error(), tt.says) {
+				t.Fatalf("got %v, want stage export with %q", err, tt.says)
+			}
+			s.ping(t)
+			if _, err := w.nodes["a"].handoff(client1, "b"); err != nil {
+				t.Fatal(err)
+			}
+			s.ping(t)
+			s.Close()
+			w.noFaults()
+		})
+	}
+	close(hang)
+}

@@ -1,0 +1,359 @@
+package ds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/migrate"
+	"github.com/distributed-servers/ds/stack"
+)
+
+const (
+	// grace is for how long stragglers are forwarded.
+	grace = time.Minute
+
+	// A handshake in progress cannot be handed off. So long a freeze waits for
+	// its end, looking at first and at last after so long.
+	handshakeTime  = 5 * time.Second
+	firstHandshake = time.Millisecond
+	lastHandshake  = 50 * time.Millisecond
+)
+
+// handoff is one of a client, seen from the donor.
+type handoff struct {
+	node    *Node
+	id      uint64
+	client  netip.Addr
+	to      string
+	state   func(net.Conn) ([]byte, error)
+	session Session
+	report  *Report
+
+	donor    *migrate.Donor
+	resting  []*stack.Conn // asked to come to rest
+	frozen   time.Time
+	snapshot []byte
+	states   [][]byte
+
+	answer   chan answer   // of the daemon
+	came     phase         // how far it had come when commit gave up waiting
+	released time.Duration // how long release took
+
+	// Under Node.mu.
+	want  api.Kind // of the answer that is waited for, 0: none
+	phase phase
+}
+
+// phase is how far a handoff has come, as far as it matters to who may end it.
+type phase uint8
+
+const (
+	open      phase = iota // can be undone
+	committed              // Commit is on its way: only its answer can end this
+	settled                // the answer is there
+)
+
+type answer struct {
+	m   *api.Message
+	err error
+}
+
+// reply gives an answer to the one that waits, or will. Node.mu is held.
+func (h *handoff) reply(a answer) {
+	h.want = 0
+	select {
+	case h.answer <- a:
+	default: // there is one that it has not looked at
+	}
+}
+
+// Handoff hands a client with all its connections to another node, by name.
+//
+// If state is not nil it is called for each connection that the application has,
+// after the freeze; what it returns, at most [MaxState] octets, arrives with the
+// connection. The handler of the connection must be at rest then, as the
+// package's documentation explains. Handoff waits for that, and fails with
+// [ErrRestless] if it takes too long.
+//
+// The error is a [*HandoffError]: it says whether the client is served here as
+// before. When ctx ends, a handoff that has not come to its commit is undone;
+// one that has goes on, whatever Handoff returns.
+func (n *Node) Handoff(ctx context.Context, client netip.Addr, to string, state func(net.Conn) ([]byte, error)) (*Report, error) {
+	h := &handoff{node: n, client: client.Unmap(), to: to, state: state, answer: make(chan answer, 1)}
+	if err := h.begin(ctx); err != nil {
+		return nil, &HandoffError{Stage: StagePrepare, Client: h.client, To: to, Committed: errors.Is(err, ErrUnknown), Err: err}
+	}
+	defer n.wg.Done()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(n.life, func() { cancel(ErrClosed) })()
+	stage, err := h.run(ctx)
+	if err == nil {
+		return h.report, nil
+	}
+	if h.came == open {
+		h.undo(true)
+	}
+	return nil, &HandoffError{Stage: stage, Client: h.client, To: to, Committed: h.came == committed, Err: err}
+}
+
+// begin enters the handoff, if nothing speaks against it from the outset.
+func (h *handoff) begin(ctx context.Context) error {
+	n := h.node
+	s, err := n.start(ctx)
+	if err != nil {
+		return err
+	}
+	_, ok := n.clients.claim(h.client)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !ok {
+		if n.doubtful[h.client] != nil {
+			return ErrUnknown
+		}
+		return ErrBusy
+	}
+	switch {
+	case n.closed:
+		err = ErrClosed
+	case n.session == nil:
+		err = ErrDetached
+	case h.to == n.config.Node:
+		err = ErrSelf
+	default:
+		n.lastID++
+		h.id, h.session = n.lastID, n.session
+		h.report = &Report{Client: h.client, From: n.config.Node, To: h.to, Stages: make([]StageTime, 0, 7)}
+		h.donor = migrate.NewClientDonor(s, h.client)
+		n.leaving[h.id] = h
+		n.wg.Add(1)
+		return nil
+	}
+	n.clients.settle(h.client, unchanged)
+	return err
+}
+
+// run goes through the stages. It returns the one that failed, and why.
+func (h *handoff) run(ctx context.Context) (Stage, error) {
+	for _, s := range [...]struct {
+		stage Stage
+		do    func(context.Context) error
+	}{
+		{StagePrepare, h.prepare},
+		{StageDrain, h.drain},
+		{StageFreeze, h.freeze},
+		{StageExport, h.export},
+		{StageTransfer, h.transfer},
+		// ━━━ Point of no return: once Commit is sent, only the daemon can say
+		// who has the client. ━━━
+		{StageCommit, h.commit},
+	} {
+		begin := time.Now()
+		if err := s.do(ctx); err != nil {
+			return s.stage, err
+		}
+		h.lap(s.stage, time.Since(begin))
+	}
+	h.report.Stages[len(h.report.Stages)-1].Duration -= h.released
+	h.lap(StageRelease, h.released)
+	return "", nil
+}
+
+func (h *handoff) lap(s Stage, took time.Duration) {
+	h.report.Stages = append(h.report.Stages, StageTime{s, took})
+}
+
+// ask sends a message and waits for the answer to it.
+func (h *handoff) ask(ctx context.Context, want api.Kind, m *api.Message) (*api.Message, error) {
+	n := h.node
+	n.mu.Lock()
+	if n.session != h.session { // gone, perhaps for another
+		n.mu.Unlock()
+		return nil, ErrDetached
+	}
+	h.want = want
+	if m.Kind == api.Commit {
+		h.phase = committed
+	}
+	n.mu.Unlock()
+	m.ID, m.Client = h.id, h.client
+	if err := h.session.Send(m); err != nil {
+		n.mu.Lock()
+		h.phase = open // it did not go out whole
+		delete(n.doubtful, h.client)
+		n.mu.Unlock()
+		return nil, fmt.Errorf("%w: %w", ErrDetached, err)
+	}
+	select {
+	case a := <-h.answer:
+		return a.m, a.failure()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// failure is why it is no success.
+func (a answer) failure() error {
+	if a.err == nil && a.m.Error != "" {
+		return fmt.Errorf("%w: %s", ErrRefused, a.m.Error)
+	}
+	return a.err
+}
+
+// prepare asks for the consent of the target, and has the redirection made
+// ready.
+func (h *handoff) prepare(ctx context.Context) error {
+	h.node.tellClient(h.client, true) // the daemon must know whom it is about
+	m, err := h.ask(ctx, api.Prepared, &api.Message{Kind: api.Prepare, To: h.to})
+	if err == nil {
+		h.report.Optimised = m.Optimised
+	}
+	return err
+}
+
+// freeze stops the connections, as soon as no handshake is in the way.
+func (h *handoff) freeze(ctx context.Context) error {
+	giveUp := time.Now().Add(handshakeTime)
+	for wait := firstHandshake; ; wait = min(2*wait, lastHandshake) {
+		h.frozen = time.Now()
+		err := h.donor.Freeze()
+		if err == nil {
+			if h.state == nil || h.allAtRest() {
+				return nil
+			}
+			// Somebody was accepted meanwhile.
+			if err = h.donor.Thaw(); err == nil {
+				err = h.drain(ctx)
+			}
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if !errors.Is(err, migrate.ErrHandshake) || time.Until(giveUp) < wait {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return errors.Join(err, context.Cause(ctx))
+		}
+	}
+}
+
+// export describes the connections, and has the application describe what it
+// knows of them.
+func (h *handoff) export(ctx context.Context) (err error) {
+	if h.snapshot, err = h.donor.Export(nil); err != nil {
+		return err
+	}
+	served := h.donor.Served()
+	h.report.Connections, h.report.Snapshot = len(served), len(h.snapshot)
+	if h.state == nil {
+		return nil
+	}
+	if h.states, err = describe(ctx, h.state, served, h.node.patience()); err != nil {
+		return err
+	}
+	for _, s := range h.states {
+		h.report.State += len(s)
+	}
+	return nil
+}
+
+// transfer has the target rebuild the connections, silent.
+func (h *handoff) transfer(ctx context.Context) error {
+	_, err := h.ask(ctx, api.Imported, &api.Message{
+		Kind: api.Transfer, Snapshot: h.snapshot, State: h.states, Connections: h.report.Connections,
+	})
+	h.snapshot, h.states = nil, nil
+	return err
+}
+
+// commit gives the client away. Until the answer is there, nobody here makes a
+// sound; see answered for what it brings about.
+func (h *handoff) commit(ctx context.Context) error {
+	m, err := h.ask(ctx, api.Done, &api.Message{Kind: api.Commit})
+	n := h.node
+	n.mu.Lock()
+	h.came = h.phase
+	n.mu.Unlock()
+	if m == nil && h.came == settled { // it came after all
+		a := <-h.answer
+		err = a.failure()
+	}
+	return err
+}
+
+// answered takes an answer of the daemon. What the answer to Commit means is
+// done here and now, whether or not anybody waits for it any more.
+func (n *Node) answered(m *api.Message) {
+	n.mu.Lock()
+	h := n.leaving[m.ID]
+	if h == nil || m.Kind != h.want && !(m.Kind == api.Done && h.phase == committed) {
+		n.mu.Unlock()
+		return // given up meanwhile
+	}
+	if m.Kind != api.Done {
+		h.reply(answer{m: m})
+		n.mu.Unlock()
+		return
+	}
+	delete(n.doubtful, h.client)
+	h.phase = settled
+	n.mu.Unlock()
+	if m.Error == "" {
+		h.release(m.CareOf)
+	} else {
+		h.undo(false)
+	}
+	n.mu.Lock()
+	h.reply(answer{m: m})
+	n.mu.Unlock()
+}
+
+// release drops the copies of what lives elsewhere now, and sends after it what
+// still comes here.
+func (h *handoff) release(careOf netip.Addr) {
+	begin := time.Now()
+	h.report.Gap = begin.Sub(h.frozen)
+	s := h.node.stack
+	forward := func(p []byte) { s.Tunnel(careOf, p) }
+	late, err := h.donor.Discard(forward, grace)
+	if err != nil { // it is exported, so this cannot be
+		h.node.logger().Error("ds: handed off, but not let go", "client", h.client, "error", err)
+	}
+	s.Leave(h.client, grace)
+	for _, p := range late {
+		forward(p)
+	}
+	h.end(theirs)
+	h.released = time.Since(begin)
+}
+
+// undo lets the client go on here.
+func (h *handoff) undo(abort bool) {
+	err := h.donor.Thaw()
+	if err != nil && !errors.Is(err, migrate.ErrOrder) { // it was not frozen
+		h.node.logger().Error("ds: handoff not undone", "client", h.client, "error", err)
+	}
+	h.endRest()
+	if abort {
+		h.session.Send(&api.Message{Kind: api.Abort, ID: h.id, Client: h.client})
+	}
+	h.end(unchanged)
+}
+
+// end is the last that is done about the handoff.
+func (h *handoff) end(told func(bool) bool) {
+	n := h.node
+	n.mu.Lock()
+	delete(n.leaving, h.id)
+	n.mu.Unlock()
+	n.clients.settle(h.client, told)
+}

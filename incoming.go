@@ -1,0 +1,288 @@
+package ds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/migrate"
+)
+
+// maxArrivals is how many clients wait for Accept before more are refused.
+const maxArrivals = 4096
+
+// Incoming is a client that another node has handed off to this one. It is
+// served here now.
+type Incoming struct {
+	Client netip.Addr
+	From   string // the node
+
+	// Conns are its connections, in no particular order, State what the
+	// application there had to say of each; nil if nothing. Connections that it
+	// had not accepted yet are not among them: they come to a listener.
+	Conns []net.Conn
+	State [][]byte
+}
+
+// HandoffListener accepts clients that other nodes hand off to this one.
+type HandoffListener struct {
+	node *Node
+
+	mu     sync.Mutex
+	more   sync.Cond // arrived or closed has changed
+	closed bool
+	ready  []*Incoming
+}
+
+// ListenHandoff makes this node one that clients may be handed off to, and
+// accepts them. There can be one HandoffListener at a time. Call it before
+// Listen: else the node has to attach to the daemon twice.
+//
+// Connections that no application had accepted yet need a listener of their
+// port, or the client is refused.
+func (n *Node) ListenHandoff() (*HandoffListener, error) {
+	l := &HandoffListener{node: n}
+	l.more.L = &l.mu
+	n.mu.Lock()
+	if n.arrivals != nil {
+		n.mu.Unlock()
+		return nil, errors.New("ds: listen for handoffs: there is a HandoffListener; close it first")
+	}
+	n.arrivals = l
+	n.mu.Unlock()
+	if err := n.listen(); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// listen tells the daemon that handoffs are accepted: it hears of that when a
+// program attaches.
+func (n *Node) listen() error {
+	if _, err := n.start(context.Background()); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	session, announced := n.session, n.announced
+	n.mu.Unlock()
+	if session != nil && !announced {
+		session.Close()
+	}
+	return nil
+}
+
+// Accept waits for the next client.
+func (l *HandoffListener) Accept() (*Incoming, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.ready) == 0 && !l.closed {
+		l.more.Wait()
+	}
+	if l.closed {
+		return nil, fmt.Errorf("ds: accept: %w", net.ErrClosed)
+	}
+	in := l.ready[0]
+	l.ready[0] = nil
+	l.ready = l.ready[1:]
+	return in, nil
+}
+
+// Close ends it. Clients that nobody has accepted are reset, as those of a
+// [net.Listener] are.
+func (l *HandoffListener) Close() error {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return fmt.Errorf("ds: close: %w", net.ErrClosed)
+	}
+	l.closed = true
+	ready := l.ready
+	l.ready = nil
+	l.more.Broadcast()
+	l.mu.Unlock()
+	l.node.mu.Lock()
+	if l.node.arrivals == l {
+		l.node.arrivals = nil
+	}
+	l.node.mu.Unlock()
+	for _, in := range ready {
+		in.reset()
+	}
+	return nil
+}
+
+// takes tells whether one more client may come, or why not.
+func (l *HandoffListener) takes() error {
+	if l == nil {
+		return errors.New("the application accepts no handoffs")
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.closed:
+		return errors.New("the application accepts no handoffs any more")
+	case len(l.ready) >= maxArrivals:
+		return errors.New("the application is slow to accept handoffs")
+	}
+	return nil
+}
+
+// deliver gives a client to Accept.
+func (l *HandoffListener) deliver(in *Incoming) {
+	if len(in.Conns) == 0 {
+		return // all closed, or for the listeners
+	}
+	l.mu.Lock()
+	closed := l.closed
+	if !closed {
+		l.ready = append(l.ready, in)
+		l.more.Signal()
+	}
+	l.mu.Unlock()
+	if closed {
+		in.reset()
+	}
+}
+
+func (in *Incoming) reset() {
+	for _, c := range in.Conns {
+		if c, ok := c.(interface{ SetLinger(sec int) error }); ok {
+			c.SetLinger(0)
+		}
+		c.Close()
+	}
+}
+
+// arrival is a handoff seen from the target, until it is decided.
+type arrival struct {
+	client netip.Addr
+	from   string
+	target *migrate.Target
+	states [][]byte
+	to     *HandoffListener
+}
+
+// offered rebuilds the connections that another node wants to hand off, silent.
+// It returns the answer.
+func (n *Node) offered(m *api.Message) *api.Message {
+	reply := &api.Message{Kind: api.Accepted, ID: m.ID, Client: m.Client}
+	a, err := n.accept(m)
+	if err != nil {
+		reply.Error = err.Error()
+		return reply
+	}
+	n.mu.Lock()
+	n.arriving[m.ID] = a
+	n.mu.Unlock()
+	return reply
+}
+
+func (n *Node) accept(m *api.Message) (*arrival, error) {
+	n.mu.Lock()
+	l, doubtful, twice := n.arrivals, n.doubtful[m.Client], n.arriving[m.ID] != nil
+	n.mu.Unlock()
+	if err := l.takes(); err != nil {
+		return nil, err
+	}
+	if twice {
+		return nil, fmt.Errorf("handoff %d was offered before", m.ID)
+	}
+	if doubtful != nil {
+		// That somebody can offer the client is the answer to our Commit: it
+		// had left.
+		n.answered(&api.Message{Kind: api.Done, ID: doubtful.id})
+	}
+	here, ok := n.clients.claim(m.Client)
+	switch {
+	case !ok:
+		return nil, ErrBusy
+	case here:
+		n.clients.settle(m.Client, unchanged)
+		return nil, errors.New("the client has connections here")
+	}
+	a := &arrival{client: m.Client, from: m.From, states: m.State, to: l}
+	err := a.build(n, m.Snapshot)
+	if err != nil {
+		n.clients.settle(m.Client, unchanged)
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *arrival) build(n *Node, snapshot []byte) (err error) {
+	if a.target, err = migrate.Import(n.stack, snapshot); err != nil {
+		return err
+	}
+	switch {
+	case a.target.Client() != a.client:
+		err = fmt.Errorf("the snapshot is of client %s instead of %s", a.target.Client(), a.client)
+	case len(a.states) != 0 && len(a.states) != a.target.Len():
+		err = fmt.Errorf("the state of %d connections, and a snapshot of %d", len(a.states), a.target.Len())
+	}
+	if err != nil {
+		a.target.Discard()
+	}
+	return err
+}
+
+// activate makes an arrival this application's. It returns the answer.
+func (n *Node) activate(m *api.Message) *api.Message {
+	reply := &api.Message{Kind: api.Activated, ID: m.ID, Client: m.Client}
+	a := n.take(m.ID)
+	if a == nil {
+		reply.Error = "there is no such handoff"
+		return reply
+	}
+	if m.Optimised {
+		n.stack.Bind(a.client) // first: what is sent goes out by the binding
+	}
+	conns, err := a.target.Activate()
+	if err != nil {
+		reply.Error = err.Error()
+	}
+	in := &Incoming{Client: a.client, From: a.from}
+	for i, c := range conns {
+		if c == nil {
+			continue
+		}
+		in.Conns = append(in.Conns, c)
+		var state []byte
+		if len(a.states) != 0 {
+			state = a.states[i]
+		}
+		in.State = append(in.State, state)
+	}
+	n.clients.settle(a.client, ours)
+	if err != nil { // the stack is closed, or some connections are lost
+		n.logger().Error("ds: handed off to this node, and lost", "client", a.client, "from", a.from, "error", err)
+		in.reset()
+		return reply
+	}
+	a.to.deliver(in)
+	return reply
+}
+
+// forget drops an arrival that came to nothing.
+func (n *Node) forget(id uint64) {
+	if a := n.take(id); a != nil {
+		n.drop(a)
+	}
+}
+
+func (n *Node) take(id uint64) *arrival {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	a := n.arriving[id]
+	delete(n.arriving, id)
+	return a
+}
+
+func (n *Node) drop(a *arrival) {
+	a.target.Discard()
+	n.clients.settle(a.client, unchanged)
+}

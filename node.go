@@ -1,0 +1,227 @@
+package ds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/stack"
+)
+
+// Defaults of [Node].
+const (
+	DefaultSocket   = api.NodeSocket
+	DefaultPatience = time.Second
+)
+
+// Node is this process as a node of a distributed server. The zero value is
+// ready: it attaches to the daemon of this machine when it is first used. Its
+// fields are set before that and not changed afterwards; its methods may be
+// called from several goroutines. It must not be copied.
+type Node struct {
+	// Socket of the daemon. Default [DefaultSocket].
+	Socket string
+
+	// Addr is the distributed server address. Default: the one that this user
+	// may attach to, if there is only one.
+	Addr netip.Addr
+
+	// Program is the name by which operators know the application. Default: the
+	// last element of os.Args[0].
+	Program string
+
+	// State gives the application's state of a connection, in handoffs that an
+	// operator asks for. See [Node.Handoff].
+	State func(net.Conn) ([]byte, error)
+
+	// MoveInWrite says that a connection is at rest also while a Write waits
+	// that has taken nothing yet: the state tells how much was written.
+	// Otherwise only a Read that waits counts.
+	MoveInWrite bool
+
+	// Patience is how long a handoff with state waits for handlers to come to
+	// rest, and how long it lets the state function work. Default
+	// [DefaultPatience].
+	Patience time.Duration
+
+	// Logger gets what nobody else is told: a daemon that went away and came
+	// back, handoffs by an operator. Default [slog.Default].
+	Logger *slog.Logger
+
+	// Attach replaces the daemon at Socket, for tests and for programs that
+	// bring a daemon of their own. See package dstest.
+	Attach func(ctx context.Context, hello *api.Message) (*Attachment, error)
+
+	starting sync.Mutex // held while the node is being started
+	clients  clients
+	wg       sync.WaitGroup
+
+	// Set by start.
+	stack *stack.Stack
+	life  context.Context // ended by Close
+	end   context.CancelFunc
+
+	mu        sync.Mutex
+	closed    bool
+	started   bool
+	config    api.SessionConfig
+	session   Session // nil: detached
+	announced bool    // the daemon was told that handoffs are accepted
+	arrivals  *HandoffListener
+	lastID    uint64
+	leaving   map[uint64]*handoff
+	doubtful  map[netip.Addr]*handoff // those of leaving that the daemon was lost over
+	arriving  map[uint64]*arrival
+}
+
+// Listen accepts TCP connections of clients from their beginning. network is
+// "tcp" or "tcp6"; address is "host:port" with a literal host, or without host
+// for the distributed server address.
+func (n *Node) Listen(network, address string) (net.Listener, error) {
+	s, err := n.start(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	return s.Listen(network, address)
+}
+
+// Dial connects to address from the distributed server address. Its form is that
+// of [net.Dialer.DialContext].
+func (n *Node) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	s, err := n.start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return s.DialContext(ctx, network, address)
+}
+
+// Name is what this node is called.
+func (n *Node) Name(ctx context.Context) (string, error) {
+	_, err := n.start(ctx)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.config.Node, err
+}
+
+// Others are the names of the other nodes, to hand clients off to.
+func (n *Node) Others(ctx context.Context) ([]string, error) {
+	_, err := n.start(ctx)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.config.Nodes), err
+}
+
+// start attaches to the daemon and builds the stack, unless that has been done.
+func (n *Node) start(ctx context.Context) (*stack.Stack, error) {
+	n.starting.Lock()
+	defer n.starting.Unlock()
+	n.mu.Lock()
+	started, closed, accepts := n.started, n.closed, n.arrivals != nil
+	n.mu.Unlock()
+	switch {
+	case closed:
+		return nil, fmt.Errorf("ds: %w", ErrClosed)
+	case started:
+		return n.stack, nil
+	}
+	n.clients.init()
+	a, err := n.attach(ctx, &api.Message{AcceptsHandoffs: accepts})
+	if err != nil {
+		return nil, fmt.Errorf("ds: attach: %w", err)
+	}
+	if a.Device == nil {
+		a.Session.Close()
+		return nil, errors.New("ds: attach: the daemon gave no TUN")
+	}
+	s, err := stack.New(stack.Config{
+		Device: a.Device,
+		Addrs:  []netip.Addr{a.Config.Addr},
+		Mobile: &stack.Mobile{
+			Home: a.Config.Addr, CareOf: a.Config.CareOf,
+			Via: a.Config.Via, Peers: a.Config.Peers,
+		},
+		Present: n.clients.present,
+	})
+	if err != nil {
+		a.Device.Close()
+		a.Session.Close()
+		return nil, fmt.Errorf("ds: attach: %w", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.life, n.end = context.WithCancel(context.Background())
+	n.leaving = make(map[uint64]*handoff)
+	n.doubtful = make(map[netip.Addr]*handoff)
+	n.arriving = make(map[uint64]*arrival)
+	n.stack, n.config, n.started = s, a.Config, true
+	n.session, n.announced = a.Session, accepts
+	n.wg.Go(func() { n.run(a.Session) })
+	n.wg.Go(n.tellClients)
+	return s, nil
+}
+
+// Close ends everything: the listeners, and what connections are still here,
+// which are reset. Those that have left, or may have, are not touched. Handoffs
+// that have not come to their commit fail.
+func (n *Node) Close() error {
+	n.starting.Lock()
+	defer n.starting.Unlock()
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		return nil
+	}
+	n.closed = true
+	started, session, arrivals := n.started, n.session, n.arrivals
+	n.mu.Unlock()
+	if arrivals != nil {
+		arrivals.Close()
+	}
+	if !started {
+		return nil
+	}
+	n.end()
+	n.clients.stop()
+	if session != nil {
+		session.Close() // fails handoffs
+	}
+	n.wg.Wait()
+	n.mu.Lock()
+	doubtful := n.doubtful
+	n.doubtful = nil
+	n.mu.Unlock()
+	for _, h := range doubtful {
+		h.donor.Discard(nil, 0) // whoever has them now, they are not ours to reset
+	}
+	return n.stack.Close()
+}
+
+func (n *Node) logger() *slog.Logger {
+	if n.Logger != nil {
+		return n.Logger
+	}
+	return slog.Default()
+}
+
+func (n *Node) patience() time.Duration {
+	if n.Patience > 0 {
+		return n.Patience
+	}
+	return DefaultPatience
+}
+
+func (n *Node) program() string {
+	if n.Program != "" {
+		return n.Program
+	}
+	return filepath.Base(os.Args[0])
+}

@@ -1,0 +1,224 @@
+package ds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/tun"
+)
+
+// Session is the application's end of a session with a daemon; package
+// daemon/api has the messages.
+type Session interface {
+	// Send sends a message. It may be called at any time from any goroutine. An
+	// error means that the message did not go out whole, and ends the session.
+	Send(m *api.Message) error
+	// Receive waits for the next message. One goroutine calls it.
+	Receive() (*api.Message, error)
+	// Close ends the session: Receive and Send return.
+	Close() error
+}
+
+// Attachment is what a daemon gives an application that attaches.
+type Attachment struct {
+	Session Session
+	Config  api.SessionConfig
+	Device  tun.Device // nil if the application has it: api.Message.HasTUN
+}
+
+// How long it takes until the next try to attach again.
+const (
+	firstRetry = 20 * time.Millisecond
+	lastRetry  = 2 * time.Second
+)
+
+// attach says hello to the daemon.
+func (n *Node) attach(ctx context.Context, hello *api.Message) (*Attachment, error) {
+	hello.Kind = api.Hello
+	hello.Program = n.program()
+	if n.Attach != nil {
+		return n.Attach(ctx, hello)
+	}
+	return n.attachSocket(ctx, hello)
+}
+
+// attached returns the session, nil if there is none.
+func (n *Node) attached() Session {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.session
+}
+
+// run reads what the daemon says, on this one goroutine, and attaches again
+// when the daemon goes away, until the Node is closed.
+func (n *Node) run(s Session) {
+	for {
+		err := n.receive(s)
+		s.Close()
+		n.detached(err)
+		if s = n.attachAgain(); s == nil {
+			return
+		}
+	}
+}
+
+func (n *Node) receive(s Session) error {
+	for {
+		m, err := s.Receive()
+		if err != nil {
+			return err
+		}
+		n.dispatch(s, m)
+	}
+}
+
+// dispatch does what a message asks for. What cannot wait for anybody is done
+// right here.
+func (n *Node) dispatch(s Session, m *api.Message) {
+	switch m.Kind {
+	case api.ConfigChanged:
+		n.reconfigure(m.Config)
+	case api.Bound:
+		n.stack.Bind(m.Client)
+	case api.Unbound:
+		n.stack.Unbind(m.Client)
+	case api.Asked:
+		n.wg.Go(func() { n.asked(s, m) })
+	case api.Prepared, api.Imported, api.Done:
+		n.answered(m)
+	case api.Offer:
+		s.Send(n.offered(m))
+	case api.Activate:
+		s.Send(n.activate(m))
+	case api.Forget:
+		n.forget(m.ID)
+	default:
+		n.logger().Warn("ds: unexpected message of the daemon", "kind", m.Kind)
+	}
+}
+
+// detached cleans up after a session: what could still be called off is called
+// off.
+func (n *Node) detached(cause error) {
+	n.mu.Lock()
+	n.session = nil
+	closed, arriving := n.closed, n.arriving
+	n.arriving = make(map[uint64]*arrival)
+	for _, h := range n.leaving {
+		if h.phase == committed {
+			n.doubtful[h.client] = h
+		}
+		h.reply(answer{err: ErrDetached})
+	}
+	n.mu.Unlock()
+	// No word of a commit has come, and none will.
+	for _, a := range arriving {
+		n.drop(a)
+	}
+	if !closed {
+		n.logger().Warn("ds: the daemon is gone; connections live on", "error", cause)
+	}
+}
+
+// attachAgain tries until it succeeds, or returns nil when the Node is closed.
+func (n *Node) attachAgain() Session {
+	said := ""
+	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
+		a, accepts, err := n.attachOnce()
+		if err == nil {
+			return n.resumed(a, accepts)
+		}
+		if text := err.Error(); text != said && n.life.Err() == nil {
+			n.logger().Warn("ds: cannot attach again yet", "error", err)
+			said = text
+		}
+		select {
+		case <-n.life.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (n *Node) attachOnce() (a *Attachment, accepts bool, err error) {
+	n.mu.Lock()
+	accepts = n.arrivals != nil
+	except := maps.Clone(n.doubtful)
+	n.mu.Unlock()
+	n.clients.telling.Lock() // word to the daemon before is out, or lost
+	here := n.clients.resume(except)
+	n.clients.telling.Unlock()
+	a, err = n.attach(n.life, &api.Message{AcceptsHandoffs: accepts, HasTUN: true, Resume: here})
+	if err != nil {
+		return nil, false, err
+	}
+	n.mu.Lock()
+	before := n.config
+	n.mu.Unlock()
+	if a.Device != nil {
+		a.Device.Close() // we have it
+	}
+	if c := a.Config; c.Addr != before.Addr || c.CareOf != before.CareOf || c.MTU != before.MTU {
+		a.Session.Close()
+		return nil, false, fmt.Errorf("the daemon now has address %s, care-of address %s, MTU %d instead of %s, %s, %d; restart this program",
+			c.Addr, c.CareOf, c.MTU, before.Addr, before.CareOf, before.MTU)
+	}
+	return a, accepts, nil
+}
+
+// resumed goes on in a new session. It returns nil if the Node is closed.
+func (n *Node) resumed(a *Attachment, accepts bool) Session {
+	n.reconfigure(&a.Config)
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		a.Session.Close()
+		return nil
+	}
+	n.session, n.announced = a.Session, accepts
+	n.mu.Unlock()
+	n.clients.attached()
+	n.logger().Info("ds: attached to the daemon again", "node", a.Config.Node)
+	return a.Session
+}
+
+// reconfigure applies what may change while there are connections.
+func (n *Node) reconfigure(c *api.SessionConfig) {
+	if c == nil {
+		return
+	}
+	var err error
+	n.mu.Lock()
+	before := n.config
+	n.config.Via, n.config.Peers = c.Via, slices.Clone(c.Peers)
+	n.config.Nodes, n.config.Contact = slices.Clone(c.Nodes), c.Contact
+	n.mu.Unlock()
+	if c.Via != before.Via {
+		err = n.stack.SetVia(c.Via)
+	}
+	if !slices.Equal(c.Peers, before.Peers) {
+		err = errors.Join(err, n.stack.SetPeers(c.Peers))
+	}
+	if err != nil {
+		n.logger().Error("ds: configuration of the daemon", "error", err)
+	}
+}
+
+// asked hands a client off because an operator wants it.
+func (n *Node) asked(s Session, m *api.Message) {
+	r, err := n.Handoff(context.Background(), m.Client, m.To, n.State)
+	reply := &api.Message{Kind: api.Answered, ID: m.ID, Client: m.Client, To: m.To}
+	if err != nil {
+		reply.Error = err.Error()
+		n.logger().Warn("ds: handoff asked for by an operator", "error", err)
+	} else {
+		reply.Connections = r.Connections
+		n.logger().Info("ds: handed off, as an operator asked", "report", r)
+	}
+	s.Send(reply)
+}

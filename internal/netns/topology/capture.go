@@ -38,8 +38,8 @@ type Capture struct {
 // A block of the ring is handed over when it is full, or after retire; who has
 // seen nothing for quiet has seen all.
 const (
-	retire = 5 * time.Millisecond
-	quiet  = 50 * time.Millisecond
+	retire = 20 * time.Millisecond
+	quiet  = 60 * time.Millisecond
 )
 
 // Capture begins a capture on an interface of the host, or on all of them if the
@@ -113,13 +113,14 @@ func openRing(link string) (*afpacket.TPacket, error) {
 	if err != nil {
 		return nil, err
 	}
-	const block = 1 << 20
+	// A reader that does not come to its turn for a second misses nothing.
+	const block = 256 << 10
 	ring, err := afpacket.NewTPacket(
 		afpacket.SocketDgram,
 		afpacket.TPacketVersion3,
-		afpacket.OptFrameSize(block/8),
+		afpacket.OptFrameSize(block/2),
 		afpacket.OptBlockSize(block),
-		afpacket.OptNumBlocks(16),
+		afpacket.OptNumBlocks(64),
 		afpacket.OptBlockTimeout(retire),
 		afpacket.OptPollTimeout(quiet),
 	)

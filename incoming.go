@@ -39,8 +39,7 @@ type HandoffListener struct {
 }
 
 // ListenHandoff makes this node one that clients may be handed off to, and
-// accepts them. There can be one HandoffListener at a time. Call it before
-// Listen: else the node has to attach to the daemon twice.
+// accepts them. There can be one HandoffListener at a time.
 //
 // Connections that no application had accepted yet need a listener of their
 // port, or the client is refused.
@@ -54,26 +53,27 @@ func (n *Node) ListenHandoff() (*HandoffListener, error) {
 	}
 	n.arrivals = l
 	n.mu.Unlock()
-	if err := n.listen(); err != nil {
+	if _, err := n.start(context.Background()); err != nil {
 		l.Close()
 		return nil, err
 	}
+	n.announce()
 	return l, nil
 }
 
-// listen tells the daemon that handoffs are accepted: it hears of that when a
-// program attaches.
-func (n *Node) listen() error {
-	if _, err := n.start(context.Background()); err != nil {
-		return err
-	}
+// announce tells the daemon whether handoffs are accepted, if that has changed
+// since it was told last.
+func (n *Node) announce() {
+	n.announcing.Lock() // so that the last word is the latest
+	defer n.announcing.Unlock()
 	n.mu.Lock()
-	session, announced := n.session, n.announced
+	session, accepts := n.session, n.arrivals != nil
+	changed := accepts != n.announced
+	n.announced = accepts
 	n.mu.Unlock()
-	if session != nil && !announced {
-		session.Close()
+	if session != nil && changed {
+		session.Send(&api.Message{Kind: api.Hello, Program: n.program(), AcceptsHandoffs: accepts, HasTUN: true})
 	}
-	return nil
 }
 
 // Accept waits for the next client.
@@ -110,6 +110,7 @@ func (l *HandoffListener) Close() error {
 		l.node.arrivals = nil
 	}
 	l.node.mu.Unlock()
+	l.node.announce()
 	for _, in := range ready {
 		in.reset()
 	}

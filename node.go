@@ -61,9 +61,10 @@ type Node struct {
 	// bring a daemon of their own. See package dstest.
 	Attach func(ctx context.Context, hello *api.Message) (*Attachment, error)
 
-	starting sync.Mutex // held while the node is being started
-	clients  clients
-	wg       sync.WaitGroup
+	starting   sync.Mutex // held while the node is being started
+	announcing sync.Mutex // held while the daemon is told whether handoffs are accepted
+	clients    clients
+	wg         sync.WaitGroup
 
 	// Set by start.
 	stack *stack.Stack

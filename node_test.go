@@ -242,3 +242,61 @@ func TestUnaware(t *testing.T) {
 		t.Error(f)
 	}
 }
+
+// A node may begin to accept handoffs, and cease to, at any time.
+func TestListenHandoffLater(t *testing.T) {
+	w := newWorld(t, nil, "a")
+	c := dstest.New("a", "b")
+	defer c.Close()
+	a, b := c.Node("a"), c.Node("b")
+	defer a.Close()
+	defer b.Close()
+	for _, n := range []*ds.Node{a, b} {
+		l, err := n.Listen("tcp", ":80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go func() {
+			for {
+				if _, err := l.Accept(); err != nil {
+					return
+				}
+			}
+		}()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if _, err := c.Client(client1).Dial(ctx, c.Address(80)); err != nil {
+		t.Fatal(err)
+	}
+	w.await("owned", func() bool { return c.Owner(client1) == "a" })
+	refused := func() {
+		t.Helper()
+		if _, err := a.Handoff(ctx, client1, "b", nil); !errors.Is(err, ds.ErrRefused) {
+			t.Errorf("got %v, want a refusal", err)
+		}
+	}
+	refused()
+	l, err := b.ListenHandoff()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.ListenHandoff(); err == nil {
+		t.Error("a second HandoffListener")
+	}
+	l.Close()
+	refused()
+	if l, err = b.ListenHandoff(); err != nil {
+		t.Fatal(err)
+	}
+	c.Restart("b")
+	w.await("handoff", func() bool {
+		_, err := a.Handoff(ctx, client1, "b", nil)
+		return err == nil
+	})
+	in, err := l.Accept()
+	if err != nil || in.Client != client1 || in.From != "a" || len(in.Conns) != 1 || len(in.State) != 1 || in.State[0] != nil {
+		t.Errorf("%+v, %v", in, err)
+	}
+}

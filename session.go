@@ -182,6 +182,7 @@ func (n *Node) resumed(a *Attachment, accepts bool) Session {
 	}
 	n.session, n.announced = a.Session, accepts
 	n.mu.Unlock()
+	n.announce()
 	n.clients.attached()
 	n.logger().Info("ds: attached to the daemon again", "node", a.Config.Node)
 	return a.Session
@@ -217,7 +218,7 @@ func (n *Node) asked(s Session, m *api.Message) {
 		reply.Error = err.Error()
 		n.logger().Warn("ds: handoff asked for by an operator", "error", err)
 	} else {
-		reply.Connections = r.Connections
+		reply.Connections, reply.Optimised = r.Connections, r.Optimised
 		n.logger().Info("ds: handed off, as an operator asked", "report", r)
 	}
 	s.Send(reply)

@@ -16,6 +16,8 @@ type message struct {
 // step is what the daemons do about a message of an application. mu is held.
 func (c *Cluster) step(d *daemon, m *api.Message) (out []message) {
 	switch m.Kind {
+	case api.Hello:
+		d.accepts = m.AcceptsHandoffs
 	case api.Owned:
 		c.owners[m.Client] = d.name
 		if c.Optimise {

@@ -18,7 +18,8 @@ type Kind uint8
 const (
 	// Hello is the application's first message: Program, AcceptsHandoffs, and
 	// Resume, the clients that it owns if it was attached before. HasTUN means
-	// that it still has the descriptors.
+	// that it still has the descriptors. A later Hello says that AcceptsHandoffs
+	// has changed, and is not answered.
 	Hello Kind = iota + 1
 	// Welcome answers it: Config, and with it the descriptors of the TUN unless
 	// HasTUN. Error refuses.

@@ -21,11 +21,14 @@ type Owner struct {
 
 // fromApp takes a message of the application.
 func (m *Member) fromApp(msg *api.Message) {
-	if msg.Kind == api.Hello {
+	switch {
+	case msg.Kind == api.Hello && m.attached:
+		m.accepts = msg.AcceptsHandoffs // it has changed its mind
+		return
+	case msg.Kind == api.Hello:
 		m.hello(msg)
 		return
-	}
-	if !m.attached {
+	case !m.attached:
 		return
 	}
 	switch msg.Kind {

@@ -108,7 +108,7 @@ func (s *service) status() api.Server {
 	}
 	if a := s.session; a != nil {
 		v.Application = &api.Application{
-			Program: a.hello.Program, PID: a.who.PID, UID: a.who.UID, Attached: a.since, AcceptsHandoffs: a.hello.AcceptsHandoffs,
+			Program: a.hello.Program, PID: a.who.PID, UID: a.who.UID, Attached: a.since, AcceptsHandoffs: s.member.Accepts(),
 		}
 	}
 	v.Clients, v.Optimised = s.member.Count()
@@ -158,7 +158,7 @@ func (s *service) local() api.NodeInfo {
 		Node: s.n.cfg.Node.Name, CareOf: s.careOf, Address: s.n.cfg.Node.Address,
 		Local: true, Contact: s.member.IsContact(), Connected: true, Attached: s.session != nil, Clients: clients,
 	}
-	v.AcceptsHandoffs = s.session != nil && s.session.hello.AcceptsHandoffs
+	v.AcceptsHandoffs = s.member.Accepts()
 	return v
 }
 

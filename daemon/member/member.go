@@ -420,6 +420,10 @@ func (m *Member) Contact() (c Contact, registered bool) { return m.contact, m.re
 // IsContact reports whether this member is the contact.
 func (m *Member) IsContact() bool { return m.contact.Name == m.cfg.Name }
 
+// Accepts tells whether an application is attached that takes clients from other
+// nodes.
+func (m *Member) Accepts() bool { return m.accepts }
+
 // Registered tells whether this member is registered at the home agent, and until
 // when.
 func (m *Member) Registered() (until time.Duration, ok bool) { return m.registrar.Registered() }

@@ -24,6 +24,7 @@ func (m *Member) fromApp(msg *api.Message) {
 	switch {
 	case msg.Kind == api.Hello && m.attached:
 		m.accepts = msg.AcceptsHandoffs // it has changed its mind
+		m.introduce()
 		return
 	case msg.Kind == api.Hello:
 		m.hello(msg)

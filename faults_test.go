@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -88,7 +89,7 @@ func TestFaults(t *testing.T) {
 			}
 			w.cluster.SetDown(tt.node, false)
 			s.ping(t)
-			w.await("owner", func() bool { return w.cluster.Owner(client1) == tt.owner })
+			w.awaitOwner(client1, tt.owner)
 			other := "b"
 			if tt.owner == "b" {
 				other = "a"
@@ -96,43 +97,33 @@ func TestFaults(t *testing.T) {
 			w.awaitHandoff(client1, tt.owner, other)
 			s.ping(t)
 			s.Close()
-			w.await("gone", func() bool { return w.cluster.Owner(client1) == "" })
+			w.awaitOwner(client1, "")
 			w.noFaults()
 		})
 	}
 }
 
-// await waits for something of which there is no event.
-func (w *world) await(what string, cond func() bool) {
+func (w *world) awaitOwner(client netip.Addr, name string) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for !cond() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			w.t.Fatalf("waited in vain: %s", what)
-		}
+	if err := w.cluster.AwaitOwner(ctx, client, name); err != nil {
+		w.t.Fatal(err)
 	}
 }
 
 // awaitHandoff hands a client off as soon as both nodes are attached again.
 func (w *world) awaitHandoff(client netip.Addr, from, to string) {
 	w.t.Helper()
-	var last error
-	defer func() {
-		if w.t.Failed() {
-			w.t.Log(last)
+	for end := time.Now().Add(20 * time.Second); ; {
+		_, err := w.nodes[from].handoff(client, to)
+		switch {
+		case err == nil:
+			return
+		case !errors.Is(err, ds.ErrDetached) && !errors.Is(err, ds.ErrRefused) && !errors.Is(err, ds.ErrUnknown), time.Now().After(end):
+			w.t.Fatal(err)
 		}
-	}()
-	w.await("handoff", func() bool {
-		_, last = w.nodes[from].handoff(client, to)
-		return last == nil || !errors.Is(last, ds.ErrDetached) && !errors.Is(last, ds.ErrRefused) && !errors.Is(last, ds.ErrUnknown)
-	})
-	if last != nil {
-		w.t.Fatal(last)
+		runtime.Gosched()
 	}
 }
 

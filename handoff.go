@@ -109,6 +109,9 @@ func (h *handoff) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := migrate.Check(); err != nil { // once; it takes some milliseconds
+		return err
+	}
 	_, ok := n.clients.claim(h.client)
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -44,6 +44,9 @@ type HandoffListener struct {
 // Connections that no application had accepted yet need a listener of their
 // port, or the client is refused.
 func (n *Node) ListenHandoff() (*HandoffListener, error) {
+	if err := migrate.Check(); err != nil {
+		return nil, fmt.Errorf("ds: listen for handoffs: %w", err)
+	}
 	l := &HandoffListener{node: n}
 	l.more.L = &l.mu
 	n.mu.Lock()

@@ -162,17 +162,17 @@ func TestOwned(t *testing.T) {
 	w := newWorld(t, nil, "a", "b")
 	s := w.dial(client1)
 	s.ping(t)
-	w.await("owned", func() bool { return w.cluster.Owner(client1) == "a" })
+	w.awaitOwner(client1, "a")
 	w.cluster.SetDown("a", true)
 	s2 := w.dial(clientAddr(2))
 	s.ping(t)
 	s2.ping(t)
 	reset(s)
 	w.cluster.SetDown("a", false)
-	w.await("the other owned", func() bool { return w.cluster.Owner(clientAddr(2)) == "a" })
-	w.await("gone", func() bool { return w.cluster.Owner(client1) == "" })
+	w.awaitOwner(clientAddr(2), "a")
+	w.awaitOwner(client1, "")
 	reset(s2)
-	w.await("the other gone", func() bool { return w.cluster.Owner(clientAddr(2)) == "" })
+	w.awaitOwner(clientAddr(2), "")
 }
 
 func reset(s *stream) {
@@ -185,7 +185,7 @@ func TestAsked(t *testing.T) {
 	w := newWorld(t, nil, "a", "b")
 	s := w.dial(client1)
 	s.ping(t)
-	w.await("owned", func() bool { return w.cluster.Owner(client1) == "a" })
+	w.awaitOwner(client1, "a")
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	m, err := w.cluster.Ask(ctx, client1, "a", "b")
@@ -245,7 +245,6 @@ func TestUnaware(t *testing.T) {
 
 // A node may begin to accept handoffs, and cease to, at any time.
 func TestListenHandoffLater(t *testing.T) {
-	w := newWorld(t, nil, "a")
 	c := dstest.New("a", "b")
 	defer c.Close()
 	a, b := c.Node("a"), c.Node("b")
@@ -270,7 +269,9 @@ func TestListenHandoffLater(t *testing.T) {
 	if _, err := c.Client(client1).Dial(ctx, c.Address(80)); err != nil {
 		t.Fatal(err)
 	}
-	w.await("owned", func() bool { return c.Owner(client1) == "a" })
+	if err := c.AwaitOwner(ctx, client1, "a"); err != nil {
+		t.Fatal(err)
+	}
 	refused := func() {
 		t.Helper()
 		if _, err := a.Handoff(ctx, client1, "b", nil); !errors.Is(err, ds.ErrRefused) {
@@ -291,10 +292,15 @@ func TestListenHandoffLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Restart("b")
-	w.await("handoff", func() bool {
+	for {
 		_, err := a.Handoff(ctx, client1, "b", nil)
-		return err == nil
-	})
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, ds.ErrRefused) || ctx.Err() != nil { // until it is attached again
+			t.Fatal(err)
+		}
+	}
 	in, err := l.Accept()
 	if err != nil || in.Client != client1 || in.From != "a" || len(in.Conns) != 1 || len(in.State) != 1 || in.State[0] != nil {
 		t.Errorf("%+v, %v", in, err)

@@ -44,6 +44,7 @@ type Cluster struct {
 	daemons  map[string]*daemon
 	first    string // the node that new clients come to
 	owners   map[netip.Addr]string
+	changed  chan struct{} // closed when owners changes
 	clients  map[netip.Addr]*Client
 	handoffs map[uint64]*handoff
 	lastID   uint64
@@ -56,6 +57,7 @@ func New(names ...string) *Cluster {
 		daemons:  make(map[string]*daemon),
 		first:    names[0],
 		owners:   make(map[netip.Addr]string),
+		changed:  make(chan struct{}),
 		clients:  make(map[netip.Addr]*Client),
 		handoffs: make(map[uint64]*handoff),
 	}
@@ -109,6 +111,34 @@ func (c *Cluster) Owner(client netip.Addr) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.owners[client]
+}
+
+// AwaitOwner waits until a node has a client, or with "" until none has.
+func (c *Cluster) AwaitOwner(ctx context.Context, client netip.Addr, node string) error {
+	for {
+		c.mu.Lock()
+		owner, changed := c.owners[client], c.changed
+		c.mu.Unlock()
+		if owner == node {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("dstest: %s is owned by %q, not %q: %w", client, owner, node, ctx.Err())
+		}
+	}
+}
+
+// own makes a node the owner of a client, "" nobody. mu is held.
+func (c *Cluster) own(client netip.Addr, node string) {
+	if node == "" {
+		delete(c.owners, client)
+	} else {
+		c.owners[client] = node
+	}
+	close(c.changed)
+	c.changed = make(chan struct{})
 }
 
 // Restart makes a daemon forget its session, as if it had been restarted.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -72,9 +71,13 @@ func (d *daemon) attach(hello *api.Message) (*ds.Attachment, error) {
 	s.more.L = &s.mu
 	c.mu.Lock()
 	d.session, d.accepts = s, hello.AcceptsHandoffs
-	maps.DeleteFunc(c.owners, func(_ netip.Addr, owner string) bool { return owner == d.name })
+	for client, owner := range c.owners {
+		if owner == d.name && !slices.Contains(hello.Resume, client) {
+			c.own(client, "")
+		}
+	}
 	for _, client := range hello.Resume {
-		c.owners[client] = d.name
+		c.own(client, d.name)
 	}
 	a := &ds.Attachment{Session: s, Config: api.SessionConfig{
 		Addr: Server, CareOf: d.careOf, Via: contact,

@@ -19,13 +19,13 @@ func (c *Cluster) step(d *daemon, m *api.Message) (out []message) {
 	case api.Hello:
 		d.accepts = m.AcceptsHandoffs
 	case api.Owned:
-		c.owners[m.Client] = d.name
+		c.own(m.Client, d.name)
 		if c.Optimise {
 			out = append(out, message{d, &api.Message{Kind: api.Bound, Client: m.Client}})
 		}
 	case api.Gone:
 		if c.owners[m.Client] == d.name {
-			delete(c.owners, m.Client)
+			c.own(m.Client, "")
 		}
 	case api.Answered:
 		if ch := d.asked[m.ID]; ch != nil {
@@ -57,7 +57,7 @@ func (c *Cluster) step(d *daemon, m *api.Message) (out []message) {
 			break
 		}
 		h.committed = true
-		c.owners[h.client] = h.to.name
+		c.own(h.client, h.to.name)
 		out = append(out, message{h.to, &api.Message{Kind: api.Activate, ID: h.offered, Optimised: c.Optimise}})
 	case api.Activated:
 		h := c.handoffs[m.ID]
@@ -80,7 +80,7 @@ func (c *Cluster) step(d *daemon, m *api.Message) (out []message) {
 func (c *Cluster) decide(h *handoff, failure string) []message {
 	done := &api.Message{Kind: api.Done, ID: h.id}
 	if failure != "" {
-		c.owners[h.client] = h.from.name
+		c.own(h.client, h.from.name)
 		done.Error = failure
 	} else {
 		done.CareOf = h.to.careOf

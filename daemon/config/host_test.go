@@ -125,6 +125,9 @@ func TestLoadHost(t *testing.T) {
 			}
 			continue
 		}
+		if c, err := Read(filepath.Join(dir, "dsco.toml")); err != nil || c.Node.CA == "" {
+			t.Errorf("%q: the file itself: %v", tt.new, err)
+		}
 		ps, ok := err.(Problems)
 		if !ok || len(ps) != 1 || !strings.Contains(err.Error(), tt.want) || ps[0].Line == 0 || ps[0].Cure == "" || c != nil {
 			t.Errorf("%q: got %v, want %s", tt.new, err, tt.want)

@@ -17,7 +17,12 @@ const maxFile = 1 << 20
 
 // Load reads a file, and the files and names of users that it mentions. What is
 // wrong it reports as [Problems], all that there are.
-func Load(path string) (*Config, error) {
+func Load(path string) (*Config, error) { return load(path, (*decoder).checkHost) }
+
+// Read is Load without a look at anything but the file itself.
+func Read(path string) (*Config, error) { return load(path, func(*decoder, *Config) {}) }
+
+func load(path string, check func(*decoder, *Config)) (*Config, error) {
 	data, err := readFile(path)
 	if err != nil {
 		return nil, err
@@ -25,7 +30,7 @@ func Load(path string) (*Config, error) {
 	cfg, d := parse(path, data)
 	if cfg != nil {
 		cfg.resolve(filepath.Dir(path))
-		d.checkHost(cfg)
+		check(d, cfg)
 	}
 	if ps := d.sorted(); len(ps) > 0 {
 		return nil, ps

@@ -63,9 +63,8 @@ func NodeRules(daemon netip.Addr, servers []NodeServer) Rules {
 	}
 	main := chain{hook: "PREROUTING"}
 	r := Rules{}
-	errorsTo := errorChain("")
-	tunnelErrors := errorChain(nextHeader(0, 58) + "&&" + nextHeader(quotedAt, 41, 44, 135))
-	tunnelErrors.suffix = "-own"
+	errorsTo := errorChain("-err", "")
+	tunnelErrors := errorChain("-own", quotes(41, 44, 135))
 	tun4 := chain{hook: "PREROUTING"}
 	var tuns []chain
 	for i, s := range servers {
@@ -150,20 +149,23 @@ func nextHeader(at int, protocols ...int) string {
 
 // errorChain queues ICMPv6 errors that pass a u32 test ("": all). They go on
 // when nobody listens.
-func errorChain(test string) chain {
+func errorChain(suffix, test string) chain {
 	if test != "" {
 		test = fmt.Sprintf(`-m u32 --u32 "%s" `, test)
 	}
-	c := chain{suffix: "-err"}
+	c := chain{suffix: suffix}
 	for kind := 1; kind <= 4; kind++ {
 		c.rules = append(c.rules, fmt.Sprintf("-p ipv6-icmp -m icmp6 --icmpv6-type %d %s%s", kind, test, targetBypass))
 	}
 	return c
 }
 
-// quotedAt is where an ICMPv6 error without extension headers has the packet
-// that it is about.
-const quotedAt = 40 + 8
+// quotes is the u32 test that an ICMPv6 error is about a packet whose IPv6 header
+// has one of the protocols as its next header. It looks at errors without
+// extension headers: others are not made.
+func quotes(protocols ...int) string {
+	return nextHeader(0, 58) + "&&" + nextHeader(40+8, protocols...)
+}
 
 // HomeAgentRules are those of a home agent with an address and prefixes of home
 // links. They queue mobility headers and Mobile Prefix Solicitations to the
@@ -174,7 +176,7 @@ func HomeAgentRules(addr netip.Addr, prefixes []netip.Prefix) Rules {
 	if err := checkAddr("home agent address", addr); err != nil {
 		return Rules{err: err}
 	}
-	errorsTo := errorChain(nextHeader(0, 58) + "&&" + nextHeader(quotedAt, 41, 44, 135))
+	errorsTo := errorChain("-err", quotes(41, 44, 135))
 	main := chain{hook: "PREROUTING", rules: []string{
 		fmt.Sprintf("-d %s -p mobility-header %s", addr, targetQueue),
 		fmt.Sprintf("-d %s -p ipv6-icmp -m icmp6 --icmpv6-type 146 %s", addr, targetBypass),
@@ -209,7 +211,7 @@ func CorrespondentRules(addrs, homes []netip.Addr) Rules {
 		}
 		to = append(to, fmt.Sprintf("-d %s ", a))
 	}
-	errorsTo := errorChain(nextHeader(0, 58) + "&&" + nextHeader(quotedAt, 43))
+	errorsTo := errorChain("-err", quotes(43))
 	in := chain{hook: "PREROUTING"}
 	for _, d := range to {
 		in.rules = append(in.rules,

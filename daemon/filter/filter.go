@@ -119,13 +119,14 @@ type Stats struct {
 	Accepted uint64
 	Replaced uint64
 	Dropped  uint64
-	Failed   uint64 // verdicts that could not be given; those packets are dropped
+	Failed   uint64 // packets that could not be taken, replaced or given a verdict; they are dropped
 
 	Overruns uint64 // times that the socket's buffer was full
 	Reopened uint64 // times that the socket was lost and opened again
 
-	// QueueFull and BufferFull are the kernel's counts of packets that it
-	// dropped because QueueLen others waited, and because the buffer was full,
-	// since the queue was bound last.
-	QueueFull, BufferFull uint64
+	// Queued, QueueFull and BufferFull are the kernel's counts, since the queue
+	// was bound last: packets that it has put into the queue; and that it has
+	// dropped because QueueLen others waited, and because the buffer was full
+	// (those are among Queued).
+	Queued, QueueFull, BufferFull uint64
 }

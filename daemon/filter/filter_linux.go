@@ -20,6 +20,7 @@ type Filter struct {
 	mu     sync.Mutex // rules and closing
 	closed bool
 
+	bind func() (*socket, error)
 	sock atomic.Pointer[socket]
 	lost chan error // capacity 1: the socket is lost
 
@@ -46,7 +47,8 @@ func Open(cfg Config) (*Filter, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &Filter{cfg: cfg, stop: cancel, done: make(chan struct{}), lost: make(chan error, 1)}
-	s, err := bind(&f.cfg, f.packet, f.failed)
+	f.bind = func() (*socket, error) { return bind(&f.cfg, f.packet, f.failed) }
+	s, err := f.bind()
 	if err != nil {
 		cancel()
 		return nil, err
@@ -138,7 +140,7 @@ func (f *Filter) Stats() Stats {
 		Packets: s.packets.Load(), Accepted: s.accepted.Load(), Replaced: s.replaced.Load(),
 		Dropped: s.dropped.Load(), Failed: s.failed.Load(),
 		Overruns: s.overruns.Load(), Reopened: s.reopened.Load(),
-		QueueFull: k.queueFull, BufferFull: k.bufferFull,
+		Queued: k.queued, QueueFull: k.queueFull, BufferFull: k.bufferFull,
 	}
 }
 
@@ -175,28 +177,28 @@ func (f *Filter) packet(nfq *nfqueue.Nfqueue, a nfqueue.Attribute) {
 	}
 	s.packets.Add(1)
 	v := f.cfg.Handler(p)
-	count := &s.dropped
+	if v.kind == replace && (len(v.payload) > maxPacket || p.Super && p.Hook == Output) {
+		s.failed.Add(1)
+		v = Drop()
+	} else {
+		// Before the verdict: who sees the packet finds it counted.
+		[]*atomic.Uint64{drop: &s.dropped, accept: &s.accepted, replace: &s.replaced}[v.kind].Add(1)
+	}
 	var err error
-	switch {
-	case v.kind == accept:
-		count = &s.accepted
+	switch v.kind {
+	case accept:
 		err = nfq.SetVerdict(*a.PacketID, nfqueue.NfAccept)
-	case v.kind == replace && len(v.payload) <= maxPacket && !(p.Super && p.Hook == Output):
-		count = &s.replaced
+	case replace:
 		if p.Partial {
 			CompleteChecksum(v.payload)
 		}
 		err = nfq.SetVerdictWithOption(*a.PacketID, nfqueue.NfAccept, nfqueue.WithAlteredPacket(v.payload))
 	default:
-		if v.kind == replace {
-			count = &s.failed
-		}
 		err = nfq.SetVerdict(*a.PacketID, nfqueue.NfDrop)
 	}
 	if err != nil {
-		count = &s.failed
+		s.failed.Add(1)
 	}
-	count.Add(1)
 }
 
 // quiet is how long there must be no overrun for the next one to be logged.
@@ -240,7 +242,7 @@ func (f *Filter) supervise(ctx context.Context) {
 		}
 		f.sock.Load().close()
 		for wait := minBackoff; ; wait = min(2*wait, maxBackoff) {
-			s, err := bind(&f.cfg, f.packet, f.failed)
+			s, err := f.bind()
 			if err == nil {
 				f.sock.Store(s)
 				f.stats.reopened.Add(1)

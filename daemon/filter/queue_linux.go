@@ -131,8 +131,8 @@ func bindError(queue uint16, err error) error {
 
 // kernelQueue is a line of the kernel's list of queues.
 type kernelQueue struct {
-	port                  uint32
-	queueFull, bufferFull uint64
+	port                          uint32
+	queued, queueFull, bufferFull uint64
 }
 
 // kernelState looks the queue up in the kernel's list.
@@ -145,17 +145,21 @@ func kernelState(queue uint16) (q kernelQueue, ok bool) {
 }
 
 // parseState finds a queue in the list: number, port, waiting, copy mode, copy
-// range, dropped because it was full, because the buffer was.
+// range, dropped because it was full, because the buffer was, last packet's number.
 func parseState(list string, queue uint16) (q kernelQueue, ok bool) {
 	for line := range strings.Lines(list) {
 		f := strings.Fields(line)
-		if len(f) < 7 || f[0] != strconv.Itoa(int(queue)) {
+		if len(f) < 8 || f[0] != strconv.Itoa(int(queue)) {
 			continue
 		}
-		port, err1 := strconv.ParseUint(f[1], 10, 32)
-		full, err2 := strconv.ParseUint(f[5], 10, 64)
-		buffer, err3 := strconv.ParseUint(f[6], 10, 64)
-		return kernelQueue{uint32(port), full, buffer}, errors.Join(err1, err2, err3) == nil
+		var v [8]uint64
+		for i := range v {
+			var err error
+			if v[i], err = strconv.ParseUint(f[i], 10, 64); err != nil {
+				return q, false
+			}
+		}
+		return kernelQueue{port: uint32(v[1]), queueFull: v[5], bufferFull: v[6], queued: v[7]}, true
 	}
 	return q, false
 }

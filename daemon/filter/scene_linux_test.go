@@ -74,7 +74,15 @@ func newScene(t testing.TB) *scene {
 		run("neigh", "add", a.String(), "lladdr", s.tun.addr.String(), "dev", "ta")
 	}
 	run("route", "add", "default", "via", away.String(), "dev", "va")
-	return s
+	for deadline := time.Now().Add(10 * time.Second); ; { // the address is in use
+		r, err := netlink.RouteGet(here.AsSlice())
+		if err == nil && r[0].Type == unix.RTN_LOCAL {
+			return s
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%v does not become local: %v, %v", here, r, err)
+		}
+	}
 }
 
 func sysctl(t testing.TB, key, value string) {
@@ -88,6 +96,7 @@ func sysctl(t testing.TB, key, value string) {
 type port struct {
 	t          testing.TB
 	fd, index  int
+	frame, buf []byte
 	addr, peer hardware
 }
 
@@ -115,10 +124,24 @@ func newPort(t testing.TB, near, far string, mtu int) *port {
 	must(err)
 	must(netlink.LinkSetUp(n))
 	must(netlink.LinkSetUp(f))
+	for _, name := range []string{near, far} { // until then packets are lost
+		for deadline := time.Now().Add(10 * time.Second); ; {
+			l, err := netlink.LinkByName(name)
+			must(err)
+			if l.Attrs().OperState == netlink.OperUp {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s does not come up", name)
+			}
+		}
+	}
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	must(err)
+	must(unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1))
+	must(unix.SetNonblock(fd, true))
 	must(unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_IPV6), Ifindex: f.Attrs().Index}))
-	p := &port{t: t, fd: fd, index: f.Attrs().Index, addr: hardware(f.Attrs().HardwareAddr), peer: hardware(n.Attrs().HardwareAddr)}
+	p := &port{t: t, fd: fd, buf: make([]byte, 1<<17), index: f.Attrs().Index, addr: hardware(f.Attrs().HardwareAddr), peer: hardware(n.Attrs().HardwareAddr)}
 	t.Cleanup(func() {
 		unix.Close(fd)
 		must(netlink.LinkDel(n))
@@ -131,13 +154,15 @@ func htons(v uint16) uint16 { return v<<8 | v>>8 }
 // send sends a packet to the kernel.
 func (p *port) send(b []byte) {
 	p.t.Helper()
-	frame := append(append(append([]byte{}, p.peer...), p.addr...), 0x86, 0xdd)
-	if err := unix.Sendto(p.fd, append(frame, b...), 0, &unix.SockaddrLinklayer{Ifindex: p.index, Halen: 6}); err != nil {
+	p.frame = append(append(p.frame[:0], p.peer...), p.addr...)
+	p.frame = append(append(p.frame, 0x86, 0xdd), b...)
+	if _, err := unix.Write(p.fd, p.frame); err != nil {
 		p.t.Fatal("send", err)
 	}
 }
 
-// receive returns the next packet from the kernel that want accepts.
+// receive returns the next packet from the kernel that want accepts. It is good
+// until the next one.
 func (p *port) receive(want func(b []byte) bool) []byte {
 	p.t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
@@ -150,16 +175,9 @@ func (p *port) receive(want func(b []byte) bool) []byte {
 		if _, err := unix.Poll(fds, int(left.Milliseconds())+1); err != nil && err != unix.EINTR {
 			p.t.Fatal(err)
 		}
-		b := make([]byte, 1<<16)
-		n, from, err := unix.Recvfrom(p.fd, b, unix.MSG_DONTWAIT)
-		if err != nil {
-			continue
-		}
-		if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Pkttype == unix.PACKET_OUTGOING || n < 14 {
-			continue
-		}
-		if want(b[14:n]) {
-			return b[14:n]
+		n, err := unix.Read(p.fd, p.buf)
+		if err == nil && n > 14 && want(p.buf[14:n]) {
+			return p.buf[14:n]
 		}
 	}
 }

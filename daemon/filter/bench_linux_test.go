@@ -1,0 +1,72 @@
+package filter
+
+import (
+	"log/slog"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/distributed-servers/ds/internal/netns"
+	"github.com/distributed-servers/ds/internal/probe"
+	"github.com/distributed-servers/ds/mobility/wire"
+)
+
+// BenchmarkQueue is what a packet costs through the queue and back: forwarded
+// without a rule (none), accepted, and replaced. The time of the processor, the
+// kernel's and ours, counts on a machine where others run too: cpu-ns/op. It runs
+// in a network of its own, in another process whose figures are shown.
+func BenchmarkQueue(b *testing.B) {
+	if !netns.Inside() {
+		probe.Skip(b, probe.NFQueue, probe.Program("ip6tables-restore"))
+		cmd := netns.Reexec(b.Context(), nil, "-test.run=^$", "-test.bench=^BenchmarkQueue$", "-test.benchmem")
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		if err := cmd.Run(); err != nil {
+			b.Fatal(err)
+		}
+		b.Skip("ran in a network of its own; figures above")
+	}
+	s := newScene(b)
+	small := mobility(b, wire.Packet{Src: away, Dst: careOf}, &wire.BindingAck{})
+	large := build(b, wire.Packet{Src: away, Dst: careOf, Protocol: wire.Mobility, Payload: make([]byte, 1440)})
+	for _, bm := range []struct {
+		name   string
+		packet []byte
+		v      func(Packet) Verdict
+		rules  Rules
+	}{
+		{"none/64", small, accepting, Rules{}},
+		{"accept/64", small, accepting, nodeRules},
+		{"replace/64", small, func(p Packet) Verdict { return Replace(p.Payload) }, nodeRules},
+		{"accept/1480", large, accepting, nodeRules},
+		{"replace/1480", large, func(p Packet) Verdict { return Replace(p.Payload) }, nodeRules},
+	} {
+		b.Run(bm.name, func(b *testing.B) {
+			f, err := Open(Config{Queue: 7846, Rules: bm.rules, Logger: slog.New(slog.DiscardHandler), Handler: bm.v})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer f.Close()
+			const batch = 64 // on their way at a time
+			arrived := 0
+			start := processorTime(b)
+			for i := range b.N {
+				s.net.send(bm.packet)
+				if i%batch == batch-1 || i == b.N-1 {
+					for ; arrived <= i; arrived++ {
+						s.tun.receive(is(bm.packet))
+					}
+				}
+			}
+			b.ReportMetric(float64(processorTime(b)-start)/float64(b.N), "cpu-ns/op")
+		})
+	}
+}
+
+func processorTime(b *testing.B) int64 {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return u.Utime.Nano() + u.Stime.Nano()
+}

@@ -238,5 +238,11 @@ func (m *Member) hear(c Contact, from string) {
 		m.usurp()
 	default:
 		m.toPeer(from, m.setContact())
+		if c.Name == from && m.IsContact() {
+			// It has come back, and may have registered before it could hear
+			// that it is not the contact any more: the home agent sends to it.
+			m.register(node.Resign{})
+			m.register(node.Register{})
+		}
 	}
 }

@@ -158,6 +158,29 @@ func TestTakeoverOfADeadContact(t *testing.T) {
 	w.settled()
 }
 
+// A contact that was taken for dead is started anew, and registers before it
+// hears that another has taken its place.
+func TestOldContactComesBack(t *testing.T) {
+	w := begin(t, 1, 2)
+	w.disconnect("a", "b", 2*time.Second)
+	w.disconnect("a", "c", 2*time.Second)
+	w.run(100 * time.Millisecond)
+	w.members["b"].step(Takeover{ID: 1, Force: true})
+	w.run(time.Second)
+	if a, ok := w.members["b"].answers[1]; !ok || a.Err != nil {
+		w.fail("%v, %v", ok, a.Err)
+	}
+	a := w.members["a"]
+	a.boot()
+	a.attach()
+	w.run(500 * time.Millisecond)
+	if to := w.agentSendsTo(); to != nodes()["a"].Daemon {
+		w.fail("the home agent sends to %s: this is not what is to be tested", to)
+	}
+	w.run(30 * time.Second)
+	w.settled()
+}
+
 // Two nodes that cannot hear each other take over at once.
 func TestTakeoverTwice(t *testing.T) {
 	w := begin(t, 1, 2)

@@ -536,6 +536,9 @@ func (w *world) settled() {
 	if contact == "" {
 		w.fail("nobody is the contact")
 	}
+	if to, want := w.agentSendsTo(), nodes()[contact].Daemon; to != want {
+		w.fail("the home agent sends to %s; the contact %s is %s", to, contact, want)
+	}
 	for addr, c := range w.clients {
 		owner := w.owner(addr)
 		if owner == "" {
@@ -563,6 +566,18 @@ func (w *world) settled() {
 			w.fail("%s tunnels to %s; the contact is %s", owner, via, contact)
 		}
 	}
+}
+
+// agentSendsTo is where the home agent tunnels what comes for the home address.
+func (w *world) agentSendsTo() netip.Addr {
+	w.t.Helper()
+	p := append([]byte{0x60, 0, 0, 0, 0, 0, 59, 64}, clientAddr(99).AsSlice()...) // no next header
+	p = append(p, home.Addr().AsSlice()...)
+	out := w.agent.Step(w.now, homeagent.Received{Packet: p})
+	if len(out.Send) != 1 {
+		w.fail("the home agent sends %d packets in place of one that comes for the home address", len(out.Send))
+	}
+	return dst(out.Send[0])
 }
 
 func gone(client netip.Addr) *api.Message { return &api.Message{Kind: api.Gone, Client: client} }

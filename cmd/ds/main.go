@@ -1,5 +1,6 @@
-// Command ds tells what a machine can do for distributed servers, measures how
-// fast connections move on it, and shows them moving.
+// Command ds asks a daemon about distributed servers and has it change them. It
+// tells what a machine can do for them, measures how fast connections move on it,
+// and shows them moving.
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/distributed-servers/ds/internal/cli"
 	"github.com/distributed-servers/ds/internal/probe"
 )
 
@@ -48,13 +50,28 @@ func command() *cobra.Command {
 
 A client keeps its TCP connections while they move from one server to another;
 it needs no change and notices nothing.`,
-		Example: `  ds check           what this machine can do
-  ds demo            hand live HTTP transfers over, and verify every octet
-  ds bench migrate   how long a connection takes to move`,
+		Example: `  ds check                      what this machine can do
+  ds demo                       hand live HTTP transfers over, and verify every octet
+  ds bench migrate              how long a connection takes to move
+  ds status                     the daemon, its distributed servers and its peers
+  ds clients                    who is served, and where
+  ds handoff 2001:db8:9::1 b    hand a client off
+  ds contact takeover           make this node the contact
+  source <(ds completion bash)  complete commands, nodes and clients`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	c.CompletionOptions.HiddenDefaultCmd = true
-	c.AddCommand(checkCommand(), benchCommand(), demoCommand())
+	const ask, machine = "ask", "machine"
+	c.AddGroup(&cobra.Group{ID: ask, Title: "The daemon on this machine:"}, &cobra.Group{ID: machine, Title: "This machine:"})
+	for group, commands := range map[string][]*cobra.Command{
+		ask:     {statusCommand(), nodesCommand(), clientsCommand(), traceCommand(), handoffCommand(), bindingCommand(), contactCommand(), watchCommand()},
+		machine: {checkCommand(), benchCommand(), demoCommand()},
+	} {
+		for _, sub := range commands {
+			sub.GroupID = group
+			c.AddCommand(sub)
+		}
+	}
+	c.AddCommand(cli.Version(), cli.Docs("1"))
 	return c
 }

@@ -68,7 +68,7 @@ func dial(ctx context.Context, socket string) (*net.UnixConn, error) {
 	}
 	switch {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("%w at %s (%w); start it, with systemctl start or dsco, or name the socket of the one that is meant", ErrNotRunning, socket, cause)
+		return nil, fmt.Errorf("%w at %s (%w); start it (systemctl start dsco-node), or name the socket of another", ErrNotRunning, socket, cause)
 	case errors.Is(err, syscall.EACCES):
 		return nil, fmt.Errorf("%w for this user at %s (%w); the socket and its directories must be open to it", ErrNotRunning, socket, cause)
 	}

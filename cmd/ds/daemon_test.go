@@ -1,0 +1,316 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/daemon/server"
+	"github.com/distributed-servers/ds/internal/cli"
+)
+
+var (
+	dsaAddr    = netip.MustParseAddr("2001:db8:1::80")
+	clientAddr = netip.MustParseAddr("2001:db8:9::1")
+	careOf     = netip.MustParseAddr("2001:db8:5::80:a")
+)
+
+// fake is a node's daemon with one client.
+type fake struct {
+	server.Unsupported
+	servers int
+	asked   []string
+}
+
+func (f *fake) Status(ctx context.Context) (*api.Status, error) {
+	servers, err := f.Servers(ctx)
+	return &api.Status{
+		Role: api.RoleNode, Node: "a", Started: time.Now().Add(-3 * time.Hour), Servers: servers,
+		Peers:    []api.Peer{{Node: "b", Address: careOf.Next(), Connected: true}, {Node: "c", Address: careOf, Error: "connection refused"}},
+		Counters: map[string]uint64{"refused": 7, "nothing": 0},
+	}, err
+}
+
+func (f *fake) Servers(context.Context) ([]api.Server, error) {
+	var servers []api.Server
+	a := dsaAddr
+	for range f.servers {
+		servers = append(servers, api.Server{
+			Address: a, CareOf: careOf, Contact: api.Contact{Server: a, Node: "a", Epoch: 4}, Local: true, Registered: time.Now().Add(10 * time.Minute),
+			Application: &api.Application{Program: "www", PID: 321}, TUN: "ds0", Clients: 1, Optimised: 1,
+		})
+		a = a.Next()
+	}
+	return servers, nil
+}
+
+func (f *fake) Nodes(context.Context, netip.Addr) ([]api.NodeInfo, error) {
+	return []api.NodeInfo{
+		{Node: "a", CareOf: careOf, Local: true, Contact: true, Attached: true, AcceptsHandoffs: true, Clients: 1},
+		{Node: "b", CareOf: careOf.Next(), Connected: true},
+	}, nil
+}
+
+func (f *fake) Clients(_ context.Context, dsa netip.Addr) ([]api.ClientInfo, error) {
+	i, err := f.Client(context.Background(), dsa, clientAddr)
+	i.Binding = nil
+	return []api.ClientInfo{*i}, err
+}
+
+func (f *fake) Client(_ context.Context, dsa, client netip.Addr) (*api.ClientInfo, error) {
+	if client != clientAddr {
+		return nil, api.Errorf(api.ErrNotFound, "ds clients shows those that it knows", "this node does not know client %s", client)
+	}
+	age := api.Seconds(90 * time.Second)
+	return &api.ClientInfo{
+		Server: dsa, Client: client, Owner: "a", Local: true, Epoch: 3, Mode: api.Optimised, State: "established", Handoff: "transfer", Connections: 2,
+		Since: time.Now().Add(-50 * time.Hour), Binding: &api.ClientBinding{CareOf: careOf, Sequence: 258, HomeTokenAge: &age},
+	}, nil
+}
+
+func (f *fake) did(s string) { f.asked = append(f.asked, s) }
+
+func (f *fake) Optimise(_ context.Context, _, c netip.Addr) error {
+	f.did("optimise " + c.String())
+	return nil
+}
+
+func (f *fake) DeleteBinding(_ context.Context, _, c netip.Addr) error {
+	f.did("delete " + c.String())
+	return nil
+}
+
+func (f *fake) Handoff(_ context.Context, dsa, client netip.Addr, to string) (*api.Handoff, error) {
+	f.did("handoff " + to)
+	if to == "z" {
+		return nil, api.Errorf(api.ErrNotFound, "ds nodes shows them", "there is no node z")
+	}
+	return &api.Handoff{Server: dsa, Client: client, From: "a", To: to, Mode: api.Relayed, Connections: 2, Took: api.Seconds(1234 * time.Microsecond)}, nil
+}
+
+func (f *fake) SetContact(_ context.Context, dsa netip.Addr, node string) (*api.Contact, error) {
+	f.did("set " + node)
+	return &api.Contact{Server: dsa, Node: node, Epoch: 4}, nil
+}
+
+func (f *fake) TakeOver(_ context.Context, dsa netip.Addr, force bool) (*api.Contact, error) {
+	if force {
+		f.did("force")
+	}
+	return &api.Contact{Server: dsa, Node: "a", Address: careOf, Epoch: 5, Previous: "b", Told: []api.Told{{Node: "b"}, {Node: "c", Error: "no answer"}}}, nil
+}
+
+// daemon runs a fake one, and returns its socket.
+func daemon(t *testing.T, f *fake) (string, *server.Events) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "ds")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	events := new(server.Events)
+	events.Publish(api.Event{Kind: api.EventOwned, Server: dsaAddr, Client: clientAddr, Epoch: 3})
+	events.Publish(api.Event{Kind: api.EventPeerUp, Node: "b", Detail: "for the first time"})
+	socket := filepath.Join(dir, "s")
+	s, err := server.New(server.Config{Socket: socket, Backend: f, Events: events})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.Serve()
+	t.Cleanup(func() { s.Close() })
+	return socket, events
+}
+
+func TestDaemonCommands(t *testing.T) {
+	f := &fake{servers: 1}
+	socket, _ := daemon(t, f)
+	for _, tt := range []struct {
+		args string
+		want []string // parts of the table
+		ask  string   // of the daemon
+	}{
+		{"status", []string{"node a, version ", "since 3h", "SERVER ", "2001:db8:1::80  2001:db8:5::80:a  a (this)  4      10m0s       www (321)    ds0        1        1          –",
+			"PEER  ADDRESS           CONNECTED", "c     2001:db8:5::80:a  no         –      connection refused", "refused  7"}, ""},
+		{"nodes", []string{"NODE  CARE-OF", "a     2001:db8:5::80:a  –       yes        yes          yes            1        contact, this"}, ""},
+		{"clients", []string{"CLIENT ", "2001:db8:9::1  a      3      optimised  established, handoff: transfer  2            2d"}, ""},
+		{"trace 2001:db8:9::1", []string{"owner          a (this), epoch 3", "binding        at 2001:db8:5::80:a, sequence 258", "home token     of 1m30s", "care-of token  none", "owned  –  3  –"}, ""},
+		{"handoff 2001:db8:9::1 b", []string{"2001:db8:9::1 went from a to b in 1.234ms: connections: 2, relayed\n"}, "handoff b"},
+		{"binding start 2001:db8:9::1", nil, "optimise 2001:db8:9::1"},
+		{"binding delete 2001:db8:9::1", nil, "delete 2001:db8:9::1"},
+		{"contact show", []string{"contact  a\nepoch    4\n"}, ""},
+		{"contact set b", []string{"contact  b"}, "set b"},
+		{"contact takeover", []string{"epoch    5\nbefore   b\n", "NODE  ANSWER\nb     knows\nc     no answer\n"}, ""},
+		{"contact takeover --force", []string{"epoch    5"}, "force"},
+	} {
+		f.asked = nil
+		args := append(strings.Fields(tt.args), "--socket", socket)
+		out, err := ds(t, args...)
+		if err != nil {
+			t.Errorf("%s: %v", tt.args, err)
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(out, want) {
+				t.Errorf("%s: want %q in\n%s", tt.args, want, out)
+			}
+		}
+		if got := strings.Join(f.asked, ", "); got != tt.ask {
+			t.Errorf("%s: the daemon was asked %q, want %q", tt.args, got, tt.ask)
+		}
+		out, err = ds(t, append(args, "--json")...)
+		if len(tt.want) > 0 && (err != nil || !json.Valid([]byte(out)) || strings.Count(out, "\n") != 1) {
+			t.Errorf("%s --json: %v\n%s", tt.args, err, out)
+		}
+	}
+}
+
+func TestDaemonErrors(t *testing.T) {
+	socket, _ := daemon(t, &fake{servers: 2})
+	none, _ := daemon(t, &fake{})
+	for _, tt := range []struct {
+		args, socket, want string
+	}{
+		{"status", "/nonexistent/socket", "no daemon at /nonexistent/socket (connect: no such file or directory); start it"},
+		{"clients", socket, "several distributed servers; say which with --server: 2001:db8:1::80, 2001:db8:1::81"},
+		{"clients", none, "no distributed server; add one"},
+		{"clients --server x", socket, `--server: "x" is not an address`},
+		{"trace x", socket, `CLIENT: "x" is not an address`},
+		{"trace 2001:db8:9::2 --server 2001:db8:1::80", socket, "this node does not know client 2001:db8:9::2; ds clients shows"},
+		{"handoff 2001:db8:9::1 z --server 2001:db8:1::80", socket, "there is no node z; ds nodes shows them"},
+		{"handoff 2001:db8:9::1", socket, "accepts 2 arg"},
+		{"contact show --server 2001:db8:1::99", socket, "no distributed server 2001:db8:1::99"},
+		{"contact nothing", socket, "nothing"},
+		{"watch --client x", socket, `--client: "x"`},
+		{"watch --since -1", socket, "since"},
+	} {
+		_, err := ds(t, append(strings.Fields(tt.args), "--socket", tt.socket)...)
+		if tt.args == "contact nothing" {
+			_, err = ds(t, "contact", "nothing")
+		}
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want %s", tt.args, err, tt.want)
+		}
+	}
+	if _, err := ds(t, "clients", "--socket", socket, "--server", "2001:db8:1::81"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWatch(t *testing.T) {
+	for _, format := range []string{"", "--json"} {
+		socket, events := daemon(t, &fake{servers: 1})
+		r, w := io.Pipe()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ended := make(chan error, 1)
+		c := command()
+		c.SetOut(w)
+		c.SetArgs(slices.DeleteFunc([]string{"watch", "--socket", socket, "--since", "1", format}, func(s string) bool { return s == "" }))
+		go func() { ended <- c.ExecuteContext(ctx) }()
+		lines := bufio.NewReader(r)
+		for _, want := range []string{"for the first time", "as it happens"} {
+			line, err := lines.ReadString('\n')
+			if err != nil || !strings.Contains(line, want) || format != "" && !json.Valid([]byte(line)) {
+				t.Errorf("got %q, %v, want %s", line, err, want)
+			}
+			events.Publish(api.Event{Kind: api.EventBound, Client: clientAddr, Detail: "as it happens"})
+		}
+		cancel()
+		go io.Copy(io.Discard, r)
+		if err := <-ended; err != nil {
+			t.Errorf("interrupted: %v", err)
+		}
+	}
+}
+
+func TestMissed(t *testing.T) {
+	var out bytes.Buffer
+	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
+	eventRow(w, api.Event{Kind: api.EventMissed, Missed: 12}, true)
+	w.Flush()
+	if !strings.Contains(out.String(), "missed  –  –  –  12 events") {
+		t.Errorf("got %s", out.String())
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	socket, _ := daemon(t, &fake{servers: 2})
+	for args, want := range map[string]string{
+		"trace|":                                         "",
+		"trace|--server|2001:db8:1::80|":                 "2001:db8:9::1\tat a\n",
+		"handoff|--server|2001:db8:1::80|":               "2001:db8:9::1\tat a\n",
+		"handoff|--server|2001:db8:1::80|2001:db8:9::1|": "a\nb\n",
+		"contact|set|--server|2001:db8:1::80|":           "a\nb\n",
+		"clients|--server|":                              "2001:db8:1::80\n2001:db8:1::81\n",
+		"watch|--server|2001:db8:1::80|--client|":        "2001:db8:9::1\tat a\n",
+	} {
+		f := strings.Split(args, "|")
+		f = append([]string{"__complete"}, append(f[:len(f)-1], "--socket", socket, "")...)
+		if i := len(f) - 4; strings.HasPrefix(f[i], "--") { // the flag is completed, so it comes last
+			f = append(append(slices.Clone(f[:i]), "--socket", socket), f[i], "")
+		}
+		out, err := ds(t, f...)
+		got, _, _ := strings.Cut(out, ":4")
+		if err != nil || got != want {
+			t.Errorf("%s: got %q, %v, want %q", args, out, err, want)
+		}
+	}
+	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+		if out, err := ds(t, "completion", shell); err != nil || len(out) < 1000 {
+			t.Errorf("%s: %v, %d octets", shell, err, len(out))
+		}
+	}
+}
+
+// Every command has an example, and a page of the manual.
+func TestHelp(t *testing.T) {
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		for _, sub := range c.Commands() {
+			if !sub.IsAvailableCommand() || sub.Name() == "help" || sub.Name() == "completion" || sub.Name() == "version" {
+				continue
+			}
+			if !sub.HasSubCommands() && sub.Example == "" {
+				t.Errorf("%s: no example", sub.CommandPath())
+			}
+			walk(sub)
+		}
+	}
+	walk(command())
+	dir := t.TempDir()
+	if err := cli.CheckMan(command(), "1", dir); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "ds-contact-takeover.1")); err != nil {
+		t.Error(err)
+	}
+	if _, err := ds(t, "docs", "man", filepath.Join(dir, "more")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSpan(t *testing.T) {
+	now := time.Now()
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0s", 1234 * time.Millisecond: "1.2s", 75 * time.Second: "1m15s", 3 * time.Hour: "3h0m", 50 * time.Hour: "2d",
+	} {
+		if got := span(d, now); got != want {
+			t.Errorf("%s: %s, want %s", d, got, want)
+		}
+	}
+	if got := age(time.Time{}); got != "" {
+		t.Errorf("no time: %s", got)
+	}
+}

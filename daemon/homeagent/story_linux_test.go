@@ -18,7 +18,6 @@ import (
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/daemon/config"
 	"github.com/distributed-servers/ds/daemon/homeagent"
-	"github.com/distributed-servers/ds/internal/netns/netnstest"
 	"github.com/distributed-servers/ds/internal/netns/topology"
 	"github.com/distributed-servers/ds/internal/nodetest"
 	"github.com/distributed-servers/ds/internal/probe"
@@ -26,28 +25,19 @@ import (
 	"github.com/distributed-servers/ds/mobility/wire"
 )
 
-// The network of the tests:
+// The network is that of [nodetest.World], with
 //
-//	                       agent :d::1
-//	client :c::2 ── :c::1 ─┤         ├─ :5::1 ── :5::2 server ── TUN :5:1::a
-//	                       └─ :d::1 ─ home link ─ :d::9 neighbor, if there is one
+//	agent :d::1 ── home link ── :d::9 neighbor
 //
-// and the distributed server address :d::5.
-var (
-	agentAddr = netip.MustParseAddr("2001:db8:d::1")
-	dsa       = netip.MustParseAddr("2001:db8:d::5")
-	careOf    = netip.MustParseAddr("2001:db8:5:1::a")
-	neighbor  = netip.MustParseAddr("2001:db8:d::9")
-)
+// where there is a home link.
+const neighbor = "2001:db8:d::9"
 
-const key = "000102030405060708090a0b0c0d0e0f"
-
-// configEnv makes this program a home agent.
-const configEnv = "DS_TEST_HOME_AGENT"
+// roleEnv makes this program a home agent.
+const roleEnv = "DS_TEST_ROLE"
 
 func TestMain(m *testing.M) {
 	probe.Main()
-	if s := os.Getenv(configEnv); s != "" {
+	if s := os.Getenv(roleEnv); s != "" {
 		os.Exit(agentMain(s))
 	}
 	os.Exit(m.Run())
@@ -57,7 +47,8 @@ func agentMain(s string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	var cfg config.HomeAgent
-	err := json.Unmarshal([]byte(s), &cfg)
+	_, text, _ := strings.Cut(s, " ")
+	err := json.Unmarshal([]byte(text), &cfg)
 	if err == nil {
 		err = homeagent.Run(ctx, cfg, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	}
@@ -69,145 +60,52 @@ func agentMain(s string) int {
 }
 
 type world struct {
-	*testing.T
-	ctx                             context.Context
-	net                             *topology.Net
-	client, agent, server, neighbor *topology.Host
-	cfg                             config.HomeAgent
-	node                            *nodetest.Node
+	*nodetest.World
+	neighbor *topology.Host
+	cfg      config.HomeAgent
 }
 
-// newWorld builds the network; onLink: the home link is one, with a neighbor.
-// It is nil outside of the test's own namespaces.
+// newWorld builds the network; onLink: there is a home link. It is nil outside
+// of the test's own namespaces.
 func newWorld(t *testing.T, onLink bool) *world {
 	t.Helper()
-	if !netnstest.Run(t) {
+	w := &world{World: nodetest.NewWorld(t, roleEnv)}
+	if w.World == nil {
 		return nil
 	}
-	probe.Skip(t, probe.TUN, probe.NFQueue, probe.Program("ip6tables-restore"))
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
-	t.Cleanup(cancel)
-	w := &world{T: t, ctx: ctx}
-	var err error
-	if w.net, err = topology.New(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := w.net.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	for name, h := range map[string]**topology.Host{"client": &w.client, "agent": &w.agent, "server": &w.server} {
-		*h, err = w.net.Host(name)
-		w.must(err)
-	}
-	w.connect(w.client, "2001:db8:c::2/64", w.agent, "eth0", "2001:db8:c::1/64")
-	w.connect(w.server, "2001:db8:5::2/64", w.agent, "eth1", "2001:db8:5::1/64")
-	w.must(w.client.Route(netip.MustParsePrefix("::/0"), netip.MustParseAddr("2001:db8:c::1")))
-	w.must(w.server.Route(netip.MustParsePrefix("::/0"), netip.MustParseAddr("2001:db8:5::1")))
-	w.must(w.agent.Route(netip.MustParsePrefix("2001:db8:5:1::/64"), netip.MustParseAddr("2001:db8:5::2")))
-	w.must(w.server.Forward())
-
-	file := filepath.Join(t.TempDir(), "key")
-	w.must(os.WriteFile(file, []byte(key), 0o600))
 	w.cfg = config.HomeAgent{
-		Address:       agentAddr,
-		Prefixes:      []netip.Prefix{netip.PrefixFrom(dsa, 64).Masked()},
-		Homes:         []config.Home{{Address: dsa, SPI: 256, KeyFile: file}},
+		Address:       nodetest.AgentAddr,
+		Prefixes:      []netip.Prefix{nodetest.Home.Masked()},
+		Homes:         []config.Home{{Address: nodetest.Home.Addr(), SPI: w.SPI, KeyFile: w.KeyFile}},
 		State:         t.TempDir(),
 		Socket:        filepath.Join(t.TempDir(), "socket"),
 		RefreshAdvice: config.Duration(4 * time.Second),
 	}
 	if onLink {
-		w.neighbor, err = w.net.Host("neighbor")
-		w.must(err)
-		w.connect(w.neighbor, neighbor.String()+"/64", w.agent, "eth2", agentAddr.String()+"/64")
-		w.must(w.neighbor.Route(netip.MustParsePrefix("::/0"), agentAddr))
+		w.neighbor = w.Host("neighbor")
+		w.Connect(w.neighbor, neighbor+"/64", w.Agent, "eth2", nodetest.AgentAddr.String()+"/64")
+		w.Must(w.neighbor.Route(netip.MustParsePrefix("::/0"), nodetest.AgentAddr))
 		w.cfg.Interface = "eth2"
 	} else {
-		w.must(w.agent.AddAddr("lo", netip.PrefixFrom(agentAddr, 128)))
+		w.Must(w.Agent.AddAddr("lo", netip.PrefixFrom(nodetest.AgentAddr, 128)))
 	}
-
-	k, err := config.ReadKey(file)
-	w.must(err)
-	w.node, err = nodetest.New(nodetest.Config{
-		Host: w.server, Home: netip.PrefixFrom(dsa, 64), CareOf: careOf, HomeAgent: agentAddr, SPI: 256, Key: k,
-	})
-	w.must(err)
-	t.Cleanup(func() { w.node.Close() })
 	return w
 }
 
-func (w *world) must(err error) {
+func (w *world) start() *topology.Process {
 	w.Helper()
-	if err != nil {
-		w.Fatal(err)
+	return w.Start(w.Agent, "home-agent", w.cfg, "home agent runs")
+}
+
+// nothingLeft checks that the home agent's host is as it was.
+func (w *world) nothingLeft() {
+	w.Helper()
+	left := w.Left(w.Agent, "dsha", "dsco", "DSCO", "proto 79", nodetest.Home.Addr().String()) +
+		"forwarding " + w.Output(w.Agent, "cat", "/proc/sys/net/ipv6/conf/all/forwarding")
+	if left != "forwarding 0\n" {
+		w.Errorf("left:\n%s", left)
 	}
 }
-
-func (w *world) connect(a *topology.Host, addrA string, b *topology.Host, nameB, addrB string) {
-	w.Helper()
-	_, err := w.net.Connect(
-		topology.End{Host: a, Name: "eth0", Addrs: []netip.Prefix{netip.MustParsePrefix(addrA)}},
-		topology.End{Host: b, Name: nameB, Addrs: []netip.Prefix{netip.MustParsePrefix(addrB)}})
-	w.must(err)
-}
-
-// startAgent starts a home agent and waits until it runs.
-func (w *world) startAgent() *topology.Process {
-	w.Helper()
-	b, err := json.Marshal(w.cfg)
-	w.must(err)
-	cmd := w.agent.Command(w.ctx, "/proc/self/exe", "-test.run=^$")
-	cmd.Env = append(os.Environ(), configEnv+"="+string(b), "GORACE=atexit_sleep_ms=0")
-	p, err := cmd.Background()
-	w.must(err)
-	if _, err := p.Log.WaitFor(w.ctx, 0, "home agent runs"); err != nil {
-		w.Fatalf("%v\n%s", err, p.Log)
-	}
-	return p
-}
-
-func (w *world) register() {
-	w.Helper()
-	w.must(w.node.Do(w.ctx, node.Register{}, netip.Addr{}, node.Registered))
-}
-
-func (w *world) dial(h *topology.Host) net.Conn {
-	w.Helper()
-	c, err := h.Dial("tcp", netip.AddrPortFrom(dsa, nodetest.Port).String())
-	w.must(err)
-	w.Cleanup(func() { c.Close() })
-	deadline, _ := w.ctx.Deadline()
-	w.must(c.SetDeadline(deadline))
-	return c
-}
-
-func (w *world) output(name string, arg ...string) string {
-	w.Helper()
-	out, err := w.agent.Command(w.ctx, name, arg...).Output()
-	w.must(err)
-	return string(out)
-}
-
-// left is what there is on the home agent's host of what a home agent makes:
-// interfaces, routes, rules, sysctls.
-func (w *world) left() string {
-	w.Helper()
-	var left []string
-	for line := range strings.Lines(w.output("ip", "-o", "link") + w.output("ip", "-6", "route", "show", "table", "all") +
-		w.output("ip", "-6", "rule") + w.output("ip6tables-save", "-t", "mangle")) {
-		for _, mark := range []string{"dsha", "dsco", "DSCO", "proto 79", dsa.String()} {
-			if strings.Contains(line, mark) {
-				left = append(left, line)
-				break
-			}
-		}
-	}
-	return strings.Join(left, "") + "forwarding " + w.output("cat", "/proc/sys/net/ipv6/conf/all/forwarding")
-}
-
-const nothing = "forwarding 0\n"
 
 // Clients reach the server through the tunnel; what happens to the home agent
 // they may notice by a pause.
@@ -216,17 +114,16 @@ func TestTunnelAndRestart(t *testing.T) {
 	if w == nil {
 		return
 	}
-	if got := w.left(); got != nothing {
-		t.Fatalf("before: %s", got)
-	}
-	p := w.startAgent()
-	w.register()
+	w.nothingLeft()
+	p := w.start()
+	w.Register()
+	w.Must(nodetest.Transfer(w.Dial(w.Client), 4<<20, 4<<20))
 
-	w.must(nodetest.Transfer(w.dial(w.client), 4<<20, 4<<20))
 	c := &api.Client{Socket: w.cfg.Socket}
-	st, err := c.Status(w.ctx)
-	w.must(err)
-	if h := st.Homes; len(h) != 1 || h[0].Address != dsa || h[0].CareOf != careOf || !h[0].Expires.After(time.Now()) {
+	defer c.Close()
+	st, err := c.Status(w.Ctx)
+	w.Must(err)
+	if h := st.Homes; len(h) != 1 || h[0].Address != nodetest.Home.Addr() || h[0].CareOf != nodetest.CareOf || !h[0].Expires.After(time.Now()) {
 		t.Errorf("status: %+v", st)
 	}
 	if n := st.Counters; n["registrations"] == 0 || n["to_home_packets"] == 0 || n["tunnel_in_packets"] == 0 || n["sent_packets"] == 0 {
@@ -234,25 +131,18 @@ func TestTunnelAndRestart(t *testing.T) {
 	}
 
 	// It is killed while packets flow, and is back with nothing in mind.
-	conn := w.dial(w.client)
+	conn := w.Dial(w.Client)
 	done := make(chan error, 1)
 	go func() { done <- nodetest.Transfer(conn, 16<<20, 1<<20) }()
-	from := w.node.Events()
+	from := w.Node.Events()
 	p.Kill()
-	p = w.startAgent()
-	if _, err := w.node.WaitFor(w.ctx, from, netip.Addr{}, node.Registered); err != nil {
-		t.Fatal(err)
-	}
-	w.must(<-done)
+	p = w.start()
+	_, err = w.Node.WaitFor(w.Ctx, from, netip.Addr{}, node.Registered)
+	w.Must(err)
+	w.Must(<-done)
 
-	// It stops as it should.
-	if err := p.Stop(10 * time.Second); err != nil {
-		t.Errorf("%v\n%s", err, p.Log)
-	}
-	if got := w.left(); got != nothing {
-		t.Errorf("left:\n%s", got)
-	}
-	t.Log(p.Log)
+	w.Stop(p)
+	w.nothingLeft()
 }
 
 // On a home link, neighbors find the home address at the home agent, and again
@@ -262,35 +152,27 @@ func TestHomeLink(t *testing.T) {
 	if w == nil {
 		return
 	}
-	p := w.startAgent()
-	w.register()
-	w.must(nodetest.Transfer(w.dial(w.client), 1<<20, 1<<20))
+	p := w.start()
+	w.Register()
+	w.Must(nodetest.Transfer(w.Dial(w.Client), 1<<20, 1<<20))
 
 	// Soon a neighbor doubts what it knows: it probes, by unicast.
-	w.must(w.neighbor.Sysctl("net.ipv6.neigh.eth0.base_reachable_time_ms", "100"))
-	w.must(w.neighbor.Sysctl("net.ipv6.neigh.eth0.delay_first_probe_time", "0"))
+	w.Must(w.neighbor.Sysctl("net.ipv6.neigh.eth0.base_reachable_time_ms", "100"))
+	w.Must(w.neighbor.Sysctl("net.ipv6.neigh.eth0.delay_first_probe_time", "0"))
 	for range 3 {
-		w.must(nodetest.Transfer(w.dial(w.neighbor), 1<<20, 1<<20))
+		w.Must(nodetest.Transfer(w.Dial(w.neighbor), 1<<20, 1<<20))
 	}
-	// "2001:db8:d::5 dev eth0 lladdr 02:… REACHABLE"
-	mac := func(a netip.Addr) string {
-		out, err := w.neighbor.Command(w.ctx, "ip", "-6", "neigh", "show", a.String()).Output()
-		w.must(err)
-		_, mac, _ := strings.Cut(string(out), "lladdr ")
+	mac := func(addr string) string {
+		// "2001:db8:d::5 dev eth0 lladdr 02:… REACHABLE"
+		_, mac, _ := strings.Cut(w.Output(w.neighbor, "ip", "-6", "neigh", "show", addr), "lladdr ")
 		mac, _, _ = strings.Cut(mac, " ")
 		return mac
 	}
-	if home, agent := mac(dsa), mac(agentAddr); home == "" || home != agent {
+	if home, agent := mac(nodetest.Home.Addr().String()), mac(nodetest.AgentAddr.String()); home == "" || home != agent {
 		t.Errorf("the home address is at %q, the home agent at %q", home, agent)
 	}
-
-	if err := p.Stop(10 * time.Second); err != nil {
-		t.Errorf("%v\n%s", err, p.Log)
-	}
-	if got := w.left(); got != nothing {
-		t.Errorf("left:\n%s", got)
-	}
-	t.Log(p.Log)
+	w.Stop(p)
+	w.nothingLeft()
 }
 
 // A neighbor has the home address: the registration is refused, and the neighbor
@@ -300,23 +182,19 @@ func TestDuplicateOnHomeLink(t *testing.T) {
 	if w == nil {
 		return
 	}
-	w.must(w.neighbor.AddAddr("eth0", netip.PrefixFrom(dsa, 64)))
-	p := w.startAgent()
-	from := w.node.Events()
-	w.node.Step(node.Register{})
-	e, err := w.node.WaitFor(w.ctx, from, netip.Addr{}, node.RegistrationFailed)
-	w.must(err)
+	w.Must(w.neighbor.AddAddr("eth0", nodetest.Home))
+	p := w.start()
+	from := w.Node.Events()
+	w.Node.Step(node.Register{})
+	e, err := w.Node.WaitFor(w.Ctx, from, netip.Addr{}, node.RegistrationFailed)
+	w.Must(err)
 	if e.Status != wire.DuplicateAddress {
 		t.Errorf("refused with %v", e)
 	}
 	var l net.Listener
-	w.must(func() (err error) {
-		l, err = w.neighbor.Listen("tcp", netip.AddrPortFrom(dsa, nodetest.Port).String())
-		return err
-	}())
+	l, err = w.neighbor.Listen("tcp", netip.AddrPortFrom(nodetest.Home.Addr(), nodetest.Port).String())
+	w.Must(err)
 	defer l.Close()
-	w.dial(w.client)
-	if err := p.Stop(10 * time.Second); err != nil {
-		t.Errorf("%v\n%s", err, p.Log)
-	}
+	w.Dial(w.Client)
+	w.Stop(p)
 }

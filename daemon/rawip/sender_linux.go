@@ -194,10 +194,7 @@ func (s *Sender) NewBatch() *Batch {
 // Add adds copies of packets. A full batch is sent.
 func (b *Batch) Add(packets ...[]byte) {
 	for _, p := range packets {
-		if len(b.packets) == BatchSize || len(b.arena)+len(p) > cap(b.arena) {
-			b.Flush()
-		}
-		if len(p) > cap(b.arena) {
+		if !b.room(len(p)) {
 			b.s.Send(p)
 			continue
 		}
@@ -205,6 +202,56 @@ func (b *Batch) Add(packets ...[]byte) {
 		b.arena = append(b.arena, p...)
 		b.packets = append(b.packets, b.arena[n:])
 	}
+}
+
+// Cut is how a TCP super-packet is cut into packets of the wire.
+type Cut struct {
+	// TCP is where its header begins, behind an IPv6 header and any others.
+	TCP int
+
+	// Size is how many octets of data a segment has, at least 1.
+	Size int
+
+	// Src and Dst are the addresses that the checksum covers: the true source
+	// and the final destination.
+	Src, Dst [16]byte
+}
+
+// AddCut adds a copy of the super-packet p as packets of the wire, with
+// checksums, whatever the one of p is. What is no TCP segment there is counted as
+// failed.
+func (b *Batch) AddCut(p []byte, c Cut) {
+	if c.TCP < headerLen || c.Size < 1 || len(p) < c.TCP+tcpMinLen {
+		b.s.stats.failed.Add(1)
+		return
+	}
+	end := c.TCP + 4*int(p[c.TCP+12]>>4)
+	if end < c.TCP+tcpMinLen || end > len(p) {
+		b.s.stats.failed.Add(1)
+		return
+	}
+	cutter := segmenter{
+		headers: p[:end], data: p[end:], tcp: c.TCP, size: c.Size,
+		seed: sum(sum(protoTCP, c.Src[:]), c.Dst[:]),
+	}
+	for n := cutter.next(); n > 0; n = cutter.next() {
+		if !b.room(n) {
+			b.s.stats.tooBig.Add(1)
+			return
+		}
+		at := len(b.arena)
+		b.arena = cutter.append(b.arena)
+		b.packets = append(b.packets, b.arena[at:])
+	}
+}
+
+// room makes room for one more packet of n octets; false: there is none even in
+// an empty batch.
+func (b *Batch) room(n int) bool {
+	if len(b.packets) == BatchSize || len(b.arena)+n > cap(b.arena) {
+		b.Flush()
+	}
+	return n <= cap(b.arena)
 }
 
 // Flush sends what has been added.

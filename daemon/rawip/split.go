@@ -5,7 +5,7 @@ import (
 	"math/bits"
 )
 
-// What a splitter knows of TCP (RFC 9293 section 3.1).
+// What is known of TCP here (RFC 9293 section 3.1).
 const (
 	protoTCP  = 6
 	tcpMinLen = 20
@@ -14,6 +14,49 @@ const (
 	flagPSH   = 0x08
 	flagCWR   = 0x80
 )
+
+// segmenter cuts a TCP super-packet into packets of the wire.
+type segmenter struct {
+	headers []byte // all, TCP's included
+	data    []byte
+	inner   int    // where the last IPv6 header begins
+	tcp     int    // where TCP's header begins
+	size    int    // octets of data in a segment
+	seed    uint64 // sum of the pseudo-header, but for the length
+	at      int    // where the next segment begins in data
+}
+
+// next is the length of the next segment; 0: there is none.
+func (s *segmenter) next() int {
+	if s.at > 0 && s.at >= len(s.data) {
+		return 0
+	}
+	return len(s.headers) + min(s.size, len(s.data)-s.at)
+}
+
+// append appends the next segment.
+func (s *segmenter) append(b []byte) []byte {
+	part := s.data[s.at:min(s.at+s.size, len(s.data))]
+	n := len(b)
+	b = append(append(b, s.headers...), part...)
+	p := b[n:]
+	binary.BigEndian.PutUint16(p[4:], uint16(len(p)-headerLen))
+	if s.inner > 0 {
+		binary.BigEndian.PutUint16(p[s.inner+4:], uint16(len(p)-s.inner-headerLen))
+	}
+	t := p[s.tcp:]
+	binary.BigEndian.PutUint32(t[4:], binary.BigEndian.Uint32(t[4:])+uint32(s.at))
+	if s.at > 0 {
+		t[tcpFlags] &^= flagCWR // RFC 3168: of the first alone
+	}
+	s.at += max(len(part), 1)
+	if s.at < len(s.data) {
+		t[tcpFlags] &^= flagFIN | flagPSH
+	}
+	t[16], t[17] = 0, 0
+	binary.BigEndian.PutUint16(t[16:], ^fold(sum(s.seed+uint64(len(t)), t)))
+	return b
+}
 
 const (
 	// longest is the length of the longest packet inside of a tunnel that is
@@ -46,32 +89,18 @@ func (s *splitter) appendSegments(to [][]byte, b []byte) (_ [][]byte, cut bool) 
 		return append(to, b), false
 	}
 	header := 4 * int(tcp[12]>>4)
-	data := tcp[header:]
-	size := segment - headerLen - header
-	seq := binary.BigEndian.Uint32(tcp[4:])
-	for at := 0; at < len(data); at += size {
-		part := data[at:min(at+size, len(data))]
-		need := 2*headerLen + header + len(part)
+	cutter := segmenter{
+		headers: b[:2*headerLen+header], data: tcp[header:],
+		inner: headerLen, tcp: 2 * headerLen,
+		size: segment - headerLen - header, seed: pseudo(b[headerLen:2*headerLen], 0),
+	}
+	for need := cutter.next(); need > 0; need = cutter.next() {
 		if cap(s.arena)-len(s.arena) < need {
 			s.arena = make([]byte, 0, max(need, 2*maxCoalesced)) // what is in the old one stays valid
 		}
 		n := len(s.arena)
-		s.arena = append(s.arena, b[:2*headerLen+header]...)
-		s.arena = append(s.arena, part...)
-		p := s.arena[n:len(s.arena):len(s.arena)]
-		binary.BigEndian.PutUint16(p[4:], uint16(need-headerLen))
-		binary.BigEndian.PutUint16(p[headerLen+4:], uint16(need-2*headerLen))
-		t := p[2*headerLen:]
-		binary.BigEndian.PutUint32(t[4:], seq+uint32(at))
-		if at > 0 {
-			t[tcpFlags] &^= flagCWR // RFC 3168: of the first alone
-		}
-		if at+len(part) < len(data) {
-			t[tcpFlags] &^= flagFIN | flagPSH
-		}
-		t[16], t[17] = 0, 0
-		binary.BigEndian.PutUint16(t[16:], ^fold(sum(pseudo(p[headerLen:2*headerLen], len(t)), t)))
-		to = append(to, p)
+		s.arena = cutter.append(s.arena)
+		to = append(to, s.arena[n:len(s.arena):len(s.arena)])
 	}
 	return to, true
 }
@@ -143,4 +172,18 @@ func fold(s uint64) uint16 {
 	s = s>>16 + s&0xffff
 	s = s>>16 + s&0xffff
 	return uint16(s)
+}
+
+// CompleteChecksum completes the checksum of a packet that a device would have
+// completed: that of all from at on, whose field, offset further on, has the sum
+// of the pseudo-header. Offsets out of the packet change nothing.
+func CompleteChecksum(p []byte, at, offset int) {
+	if at < 0 || offset < 0 || at+offset+2 > len(p) {
+		return
+	}
+	c := ^fold(sum(0, p[at:]))
+	if c == 0 {
+		c = 0xffff // what UDP takes for none (RFC 768); to others it is the same
+	}
+	binary.BigEndian.PutUint16(p[at+offset:], c)
 }

@@ -167,3 +167,57 @@ func FuzzControls(f *testing.F) {
 	f.Add([]byte{20, 0, 0, 0, 0, 0, 0, 0, 41, 0, 0, 0, 52, 0, 0, 0, 33, 0, 0, 0, 0, 0, 0, 0})
 	f.Fuzz(func(_ *testing.T, b []byte) { controls(b) })
 }
+
+// A batch cuts super-packets with a routing header too: the checksum is that of
+// the final destination.
+func TestAddCut(t *testing.T) {
+	whole := tcp(30000, flagCWR|flagPSH|flagFIN|0x10)[headerLen:] // no tunnel
+	var src, dst [16]byte
+	copy(src[:], whole[8:])
+	copy(dst[:], whole[24:])
+	const routing = 24
+	routed := append(bytes.Clone(whole[:headerLen]), make([]byte, routing)...)
+	routed = append(routed, whole[headerLen:]...)
+	routed[6], routed[headerLen] = 43, protoTCP
+	copy(routed[headerLen+8:], dst[:])
+	copy(routed[24:40], src[:]) // to somewhere else
+	b := Batch{arena: make([]byte, 0, arenaLen)}
+	b.AddCut(routed, Cut{TCP: headerLen + routing, Size: 1000, Src: src, Dst: dst})
+	if len(b.packets) != 30 {
+		t.Fatalf("%d packets", len(b.packets))
+	}
+	var tunnelled [][]byte // what join knows
+	for _, p := range b.packets {
+		if !bytes.Equal(p[6:headerLen+routing], routed[6:headerLen+routing]) {
+			t.Errorf("headers are %x", p[:headerLen+routing])
+		}
+		q := append(bytes.Clone(whole[:headerLen]), p[headerLen+routing:]...)
+		binary.BigEndian.PutUint16(q[4:], binary.BigEndian.Uint16(p[4:])-routing)
+		outer := tcp(0, 0)[:headerLen]
+		binary.BigEndian.PutUint16(outer[4:], uint16(len(q)))
+		tunnelled = append(tunnelled, append(outer, q...))
+	}
+	join(t, append(tcp(0, 0)[:headerLen:headerLen], whole...), tunnelled)
+
+	b = Batch{s: new(Sender), arena: make([]byte, 0, arenaLen)}
+	for _, c := range []Cut{{}, {TCP: 40}, {TCP: 39, Size: 1}, {TCP: len(whole) - 19, Size: 1}} {
+		b.AddCut(whole, c)
+	}
+	offset := bytes.Clone(whole)
+	offset[headerLen+12] = 4 << 4
+	b.AddCut(offset, Cut{TCP: headerLen, Size: 1000})
+	if len(b.packets) != 0 || b.s.Stats().Failed != 5 {
+		t.Errorf("%d packets, %+v", len(b.packets), b.s.Stats())
+	}
+}
+
+func BenchmarkCut(b *testing.B) {
+	p := tcp(60000, 0x10)[headerLen:]
+	var batch Batch
+	batch.arena = make([]byte, 0, arenaLen)
+	b.SetBytes(int64(len(p)))
+	for b.Loop() {
+		batch.AddCut(p, Cut{TCP: headerLen, Size: 1400})
+		batch.arena, batch.packets = batch.arena[:0], batch.packets[:0]
+	}
+}

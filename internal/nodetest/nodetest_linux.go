@@ -125,22 +125,22 @@ func (n *Node) Events() int {
 	return len(n.events)
 }
 
-// WaitFor waits for an event of a kind about a client (or none: about the home
-// registration) behind the first from.
-func (n *Node) WaitFor(ctx context.Context, from int, client netip.Addr, kind node.Kind) (node.Event, error) {
+// WaitFor waits for an event of one of the kinds about a client (or none: about
+// the home registration) behind the first from.
+func (n *Node) WaitFor(ctx context.Context, from int, client netip.Addr, kinds ...node.Kind) (node.Event, error) {
 	for {
 		n.mu.Lock()
 		events, more := n.events[from:], n.more
 		n.mu.Unlock()
 		for _, e := range events {
-			if e.Client == client && e.Kind == kind {
+			if e.Client == client && slices.Contains(kinds, e.Kind) {
 				return e, nil
 			}
 		}
 		select {
 		case <-more:
 		case <-ctx.Done():
-			return node.Event{}, fmt.Errorf("no %v of %v among %v: %w", kind, client, events, ctx.Err())
+			return node.Event{}, fmt.Errorf("none of %v of %v among %v: %w", kinds, client, events, ctx.Err())
 		}
 	}
 }

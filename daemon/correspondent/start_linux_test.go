@@ -1,0 +1,147 @@
+package correspondent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/distributed-servers/ds/daemon/config"
+	"github.com/distributed-servers/ds/internal/netns/netnstest"
+	"github.com/distributed-servers/ds/internal/probe"
+	"github.com/distributed-servers/ds/mobility/wire"
+)
+
+// What cannot work is told, and leaves nothing behind.
+func TestCannotStart(t *testing.T) {
+	if !netnstest.Run(t) {
+		return
+	}
+	probe.Skip(t, probe.TUN, probe.NFQueue, probe.Program("ip6tables-restore"))
+	good := config.Correspondent{Socket: filepath.Join(t.TempDir(), "socket")}
+	log := slog.New(slog.DiscardHandler)
+	first, err := New(good, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(good, log); err == nil || !strings.Contains(err.Error(), "choose another queue number") {
+		t.Errorf("two with the same queue: %v", err)
+	}
+	second := good
+	second.Queue = 1
+	if _, err := New(second, log); err == nil || !strings.HasPrefix(err.Error(), "correspondent: start: ") {
+		t.Errorf("two with the same socket: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := first.Run(ctx); err != nil {
+		t.Error(err)
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(links) != 1 {
+		t.Errorf("left: %v", links)
+	}
+	if _, err := os.Stat(good.Socket); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("socket: %v", err)
+	}
+}
+
+func TestLocals(t *testing.T) {
+	if !netnstest.Run(t) {
+		return
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(f func(netlink.Link, *netlink.Addr) error, a netip.Addr) {
+		t.Helper()
+		if err := f(lo, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(128, 128)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old, fresh := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
+	change(netlink.AddrAdd, old)
+	lost := make(chan netip.Addr, 1)
+	l, err := newLocals(nil, func(a netip.Addr) { lost <- a })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !l.has(old) || l.has(fresh) || l.has(netip.IPv6Loopback()) {
+		t.Errorf("at first: %v", l.now)
+	}
+	change(netlink.AddrAdd, fresh)
+	change(netlink.AddrDel, old)
+	if a := <-lost; a != old {
+		t.Errorf("lost %v", a)
+	}
+	if l.has(old) || !l.has(fresh) {
+		t.Errorf("then: %v", l.now)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+
+	l, err = newLocals([]netip.Addr{old}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if !l.has(old) || l.has(fresh) {
+		t.Error("not those that were named")
+	}
+}
+
+func TestPermitted(t *testing.T) {
+	if permit(nil) != nil {
+		t.Error("without prefixes")
+	}
+	f := permit([]netip.Prefix{netip.MustParsePrefix("2001:db8:1::/48"), netip.MustParsePrefix("2001:db8:2::5/128")})
+	for a, want := range map[string]bool{"2001:db8:1::5": true, "2001:db8:2::5": true, "2001:db8:2::6": false, "::": false} {
+		if f(netip.MustParseAddr(a)) != want {
+			t.Errorf("%s: %t", a, !want)
+		}
+	}
+}
+
+func TestWhatIsTransmitted(t *testing.T) {
+	home, group := netip.MustParseAddr("2001:db8:d::5"), netip.MustParseAddr("ff02::16")
+	packet := func(dst netip.Addr) []byte {
+		p := wire.Packet{Src: netip.MustParseAddr("2001:db8:c::2"), Dst: dst, Protocol: wire.ICMPv6, Payload: make([]byte, 8)}
+		b, err := p.Append(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for _, tt := range []struct {
+		name string
+		b    []byte
+		want bool
+	}{
+		{"to a home address", packet(home), true},
+		{"to a group", packet(group), false},
+		{"cut off", packet(home)[:39], false},
+		{"IPv4", bytes.Repeat([]byte{4 << 4}, 60), false},
+		{"empty", nil, false},
+	} {
+		if unicast(tt.b) != tt.want {
+			t.Errorf("%s: %t", tt.name, !tt.want)
+		}
+	}
+	b := packet(home)
+	if !same(b, b) || same(b, bytes.Clone(b)) || same(b, b[:10]) || !same(nil, nil) {
+		t.Error("same")
+	}
+}

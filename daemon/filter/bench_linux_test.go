@@ -1,6 +1,7 @@
 package filter
 
 import (
+	"flag"
 	"log/slog"
 	"os"
 	"testing"
@@ -17,14 +18,8 @@ import (
 // kernel's and ours, counts on a machine where others run too: cpu-ns/op. It runs
 // in a network of its own, in another process whose figures are shown.
 func BenchmarkQueue(b *testing.B) {
-	if !netns.Inside() {
-		probe.Skip(b, probe.NFQueue, probe.Program("ip6tables-restore"))
-		cmd := netns.Reexec(b.Context(), nil, "-test.run=^$", "-test.bench=^BenchmarkQueue$", "-test.benchmem")
-		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-		if err := cmd.Run(); err != nil {
-			b.Fatal(err)
-		}
-		b.Skip("ran in a network of its own; figures above")
+	if !ownBenchmark(b) {
+		return
 	}
 	s := newScene(b)
 	small := mobility(b, wire.Packet{Src: away, Dst: careOf}, &wire.BindingAck{})
@@ -41,26 +36,69 @@ func BenchmarkQueue(b *testing.B) {
 		{"accept/1480", large, accepting, nodeRules},
 		{"replace/1480", large, func(p Packet) Verdict { return Replace(p.Payload) }, nodeRules},
 	} {
-		b.Run(bm.name, func(b *testing.B) {
-			f, err := Open(Config{Queue: 7846, Rules: bm.rules, Logger: slog.New(slog.DiscardHandler), Handler: bm.v})
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer f.Close()
-			const batch = 64 // on their way at a time
-			arrived := 0
-			start := processorTime(b)
-			for i := range b.N {
-				s.net.send(bm.packet)
-				if i%batch == batch-1 || i == b.N-1 {
-					for ; arrived <= i; arrived++ {
-						s.tun.receive(is(bm.packet))
-					}
+		forward(b, bm.name, s, bm.packet, bm.rules, bm.v)
+	}
+}
+
+// BenchmarkOthers is what the rules cost a packet that is not their concern, and
+// is forwarded.
+func BenchmarkOthers(b *testing.B) {
+	if !ownBenchmark(b) {
+		return
+	}
+	s := newScene(b)
+	servers := []NodeServer{{Address: other, CareOf: other, TUN: "dsco0"}, {Address: other, CareOf: other, TUN: "dsco1"}}
+	for _, bm := range []struct {
+		name  string
+		rules Rules
+	}{
+		{"none", Rules{}},
+		{"node", NodeRules(here, servers)},
+		{"correspondent", CorrespondentRules(nil, nil)},
+		{"none-again", Rules{}},
+	} {
+		forward(b, bm.name, s, udp(b, away, careOf, "1"), bm.rules, accepting)
+	}
+}
+
+// ownBenchmark reports whether the process is inside a network of its own, and
+// runs the benchmark in another that is.
+func ownBenchmark(b *testing.B) bool {
+	if netns.Inside() {
+		return true
+	}
+	probe.Skip(b, probe.NFQueue, probe.Program("ip6tables-restore"))
+	cmd := netns.Reexec(b.Context(), nil, "-test.run=^$", "-test.bench=^"+b.Name()+"$", "-test.benchmem",
+		"-test.benchtime="+flag.Lookup("test.benchtime").Value.String())
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if err := cmd.Run(); err != nil {
+		b.Fatal(err)
+	}
+	b.Skip("ran in a network of its own; figures above")
+	return false
+}
+
+// forward sends packets through the kernel.
+func forward(b *testing.B, name string, s *scene, packet []byte, rules Rules, v func(Packet) Verdict) {
+	b.Run(name, func(b *testing.B) {
+		f, err := Open(Config{Queue: 7846, Rules: rules, Logger: slog.New(slog.DiscardHandler), Handler: v})
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer f.Close()
+		const batch = 64 // on their way at a time
+		arrived := 0
+		start := processorTime(b)
+		for i := range b.N {
+			s.net.send(packet)
+			if i%batch == batch-1 || i == b.N-1 {
+				for ; arrived <= i; arrived++ {
+					s.tun.receive(is(packet))
 				}
 			}
-			b.ReportMetric(float64(processorTime(b)-start)/float64(b.N), "cpu-ns/op")
-		})
-	}
+		}
+		b.ReportMetric(float64(processorTime(b)-start)/float64(b.N), "cpu-ns/op")
+	})
 }
 
 func processorTime(b *testing.B) int64 {

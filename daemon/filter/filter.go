@@ -127,6 +127,6 @@ type Stats struct {
 	// Queued, QueueFull and BufferFull are the kernel's counts, since the queue
 	// was bound last: packets that it has put into the queue; and that it has
 	// dropped because QueueLen others waited, and because the buffer was full
-	// (those are among Queued).
+	// (those are among Queued). They are 0 for a process that is not root's.
 	Queued, QueueFull, BufferFull uint64
 }

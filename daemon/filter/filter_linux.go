@@ -227,6 +227,7 @@ func (f *Filter) failed(err error) bool {
 // Bounds of the time between attempts to open a lost socket again.
 const (
 	minBackoff = 10 * time.Millisecond
+	logBackoff = 4 * minBackoff
 	maxBackoff = time.Second
 )
 
@@ -249,7 +250,7 @@ func (f *Filter) supervise(ctx context.Context) {
 				f.cfg.Logger.Info("filter: the queue is open again", "queue", f.cfg.Queue)
 				break
 			}
-			if wait == minBackoff {
+			if wait == logBackoff { // it is not over at once
 				f.cfg.Logger.Error("filter: the queue cannot be opened again: trying on", "queue", f.cfg.Queue, "err", err)
 			}
 			select {

@@ -62,27 +62,27 @@ func bind(c *Config, packet func(*nfqueue.Nfqueue, nfqueue.Attribute), failed fu
 		s.close()
 		return nil, fmt.Errorf("filter: queue %d: hold packets back: %w", c.Queue, err)
 	}
-	first := true
 	err = nfq.RegisterWithErrorFunc(ctx,
 		func(a nfqueue.Attribute) int {
-			if first && a.PacketID != nil {
-				first = false
-				if id := *a.PacketID; id > 1 {
-					// What was held back waits for a verdict.
-					_ = nfq.SetVerdictBatch(id-1, nfqueue.NfDrop)
-				}
-			}
 			packet(nfq, a)
 			return 0
 		},
 		func(err error) int {
-			if ctx.Err() != nil || !failed(err) {
+			switch {
+			case errors.Is(err, unix.ENOENT):
+				// A verdict on what the kernel does not have any more, because the
+				// interface is gone that it came by.
+			case ctx.Err() != nil || !failed(err):
 				return 1
 			}
 			return 0
 		})
 	if err == nil {
 		err = nfq.Con.RemoveBPF()
+	}
+	if err == nil {
+		// What was held back waits for a verdict, and may fill the queue.
+		err = nfq.SetVerdictBatch(1<<30, nfqueue.NfDrop)
 	}
 	if err != nil {
 		s.close()
@@ -114,11 +114,8 @@ func bindError(queue uint16, err error) error {
 	var cure string
 	switch {
 	case errors.Is(err, unix.EPERM) && netns.Capable(unix.CAP_NET_ADMIN):
-		// The kernel says so too when the queue is another process's.
-		if holder := holder(queue); holder != "" {
-			return fmt.Errorf("filter: bind queue %d: %w: %s has it; stop that process, or choose another queue number", queue, unix.EBUSY, holder)
-		}
-		fallthrough
+		// That is how the kernel says that the queue is another process's.
+		return fmt.Errorf("filter: bind queue %d: %w: %s has it; stop that process, or choose another queue number", queue, unix.EBUSY, holder(queue))
 	case errors.Is(err, unix.EPERM):
 		cure = curePermission
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP):
@@ -135,7 +132,7 @@ type kernelQueue struct {
 	queued, queueFull, bufferFull uint64
 }
 
-// kernelState looks the queue up in the kernel's list.
+// kernelState looks the queue up in the kernel's list, which root may read.
 func kernelState(queue uint16) (q kernelQueue, ok bool) {
 	list, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
 	if err != nil {
@@ -169,7 +166,7 @@ func parseState(list string, queue uint16) (q kernelQueue, ok bool) {
 func holder(queue uint16) string {
 	q, ok := kernelState(queue)
 	if !ok {
-		return ""
+		return "another process"
 	}
 	if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", q.port)); err == nil {
 		return fmt.Sprintf("process %d (%s)", q.port, strings.TrimSpace(string(name)))

@@ -154,11 +154,17 @@ func htons(v uint16) uint16 { return v<<8 | v>>8 }
 // send sends a packet to the kernel.
 func (p *port) send(b []byte) {
 	p.t.Helper()
-	p.frame = append(append(p.frame[:0], p.peer...), p.addr...)
-	p.frame = append(append(p.frame, 0x86, 0xdd), b...)
-	if _, err := unix.Write(p.fd, p.frame); err != nil {
+	if err := p.trySend(b); err != nil {
 		p.t.Fatal("send", err)
 	}
+}
+
+// trySend is send where the link may be down.
+func (p *port) trySend(b []byte) error {
+	p.frame = append(append(p.frame[:0], p.peer...), p.addr...)
+	p.frame = append(append(p.frame, 0x86, 0xdd), b...)
+	_, err := unix.Write(p.fd, p.frame)
+	return err
 }
 
 // receive returns the next packet from the kernel that want accepts. It is good

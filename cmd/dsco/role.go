@@ -8,6 +8,7 @@ import (
 
 	"github.com/distributed-servers/ds/daemon"
 	"github.com/distributed-servers/ds/daemon/config"
+	"github.com/distributed-servers/ds/daemon/correspondent"
 	"github.com/distributed-servers/ds/daemon/homeagent"
 )
 
@@ -72,6 +73,24 @@ node that is the contact. It needs CAP_NET_ADMIN and CAP_NET_RAW.`,
 				return nil, err
 			}
 			return &fixedRole{r.Run, c, func(c *config.Config) any { return c.HomeAgent }, "[home_agent]"}, nil
+		},
+	},
+	{
+		name: "correspondent", table: "[correspondent]", short: "Make this client one that knows Mobile IPv6",
+		long: `Make this client one that knows Mobile IPv6 (a correspondent node of RFC 6275).
+
+Packets to and from distributed servers then take the direct way, for all
+programs on this host, as they are. It needs CAP_NET_ADMIN and CAP_NET_RAW.`,
+		present: func(c *config.Config) bool { return c.Correspondent != nil },
+		traces: func(c *config.Config) traces {
+			return traces{c.Correspondent.Socket, c.Correspondent.State, c.Correspondent.Queue}
+		},
+		start: func(c *config.Config, log *slog.Logger) (role, error) {
+			r, err := correspondent.New(*c.Correspondent, log)
+			if err != nil {
+				return nil, err
+			}
+			return &fixedRole{r.Run, c, func(c *config.Config) any { return c.Correspondent }, "[correspondent]"}, nil
 		},
 	},
 }

@@ -30,6 +30,7 @@ type Role struct {
 	events server.Events
 	start  time.Time // 0 on the machine's clock, which does not jump
 
+	host   *host.Host
 	locals *locals
 	dev    *tun.TUN
 	routes *routes
@@ -63,6 +64,12 @@ func New(cfg config.Correspondent, log *slog.Logger) (_ *Role, err error) {
 	}()
 	// All that may be missing is told before anything is changed.
 	if err := host.Require(host.IPv6, host.NetAdmin, host.NetRaw, host.TUN, filter.Usable(r.cfg.Queue)); err != nil {
+		return nil, err
+	}
+	// What is made here goes with the TUN, so there is nothing to be recorded; but
+	// only one daemon may have the state directory.
+	r.host, err = host.Open(host.Config{State: r.cfg.State, Protocol: host.ProtocolCorrespondent, Logger: log})
+	if err != nil {
 		return nil, err
 	}
 	r.machine, err = correspondent.New(correspondent.Config{
@@ -120,6 +127,7 @@ func Run(ctx context.Context, cfg config.Correspondent, log *slog.Logger) error 
 const (
 	defaultQueue       = 7848
 	defaultMaxBindings = 65536
+	defaultState       = "/var/lib/dsco/correspondent"
 )
 
 func withDefaults(cfg config.Correspondent) config.Correspondent {
@@ -128,6 +136,9 @@ func withDefaults(cfg config.Correspondent) config.Correspondent {
 	}
 	if cfg.MaxBindings == 0 {
 		cfg.MaxBindings = defaultMaxBindings
+	}
+	if cfg.State == "" {
+		cfg.State = defaultState
 	}
 	if cfg.Socket == "" {
 		cfg.Socket = api.CorrespondentSocket
@@ -199,6 +210,7 @@ func (r *Role) Close() error {
 	end(r.dev, r.dev != nil) // and the routes
 	end(r.routes, r.routes != nil)
 	end(r.sender, r.sender != nil)
+	end(r.host, r.host != nil)
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("correspondent: close: %w", err)
 	}

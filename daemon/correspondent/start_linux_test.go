@@ -26,7 +26,7 @@ func TestCannotStart(t *testing.T) {
 		return
 	}
 	probe.Skip(t, probe.TUN, probe.NFQueue, probe.Program("ip6tables-restore"))
-	good := config.Correspondent{Socket: filepath.Join(t.TempDir(), "socket")}
+	good := config.Correspondent{State: t.TempDir(), Socket: filepath.Join(t.TempDir(), "socket")}
 	log := slog.New(slog.DiscardHandler)
 	first, err := New(good, log)
 	if err != nil {
@@ -37,7 +37,11 @@ func TestCannotStart(t *testing.T) {
 	}
 	second := good
 	second.Queue = 1
-	if _, err := New(second, log); err == nil || !strings.HasPrefix(err.Error(), "correspondent: start: ") {
+	if _, err := New(second, log); err == nil || !strings.HasPrefix(err.Error(), "correspondent: start: host: ") {
+		t.Errorf("two with the same state: %v", err)
+	}
+	second.State = t.TempDir()
+	if _, err := New(second, log); err == nil || !strings.HasPrefix(err.Error(), "correspondent: start: server: ") {
 		t.Errorf("two with the same socket: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -84,7 +84,7 @@ func newWorld(t *testing.T) *world {
 
 func inWorld(t testing.TB, nw *nodetest.World) *world {
 	t.Helper()
-	w := &world{World: nw, cfg: config.Correspondent{Socket: filepath.Join(t.TempDir(), "socket")}}
+	w := &world{World: nw, cfg: config.Correspondent{State: t.TempDir(), Socket: filepath.Join(t.TempDir(), "socket")}}
 	w.api = &api.Client{Socket: w.cfg.Socket}
 	t.Cleanup(w.api.Close)
 	w.Must(w.Agent.AddAddr("lo", netip.PrefixFrom(nodetest.AgentAddr, 128)))

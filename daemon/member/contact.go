@@ -19,6 +19,11 @@ func (m *Member) follow(c Contact) {
 		m.out.Save = &c
 		m.event(api.EventContact, netip.Addr{}, c.Name, fmt.Sprintf("epoch %d", c.Epoch))
 	}
+	if was.Name == m.cfg.Name && c.Name != was.Name {
+		// The home agent may have heard this member last. So the other one, which
+		// may not know of it, has to register anew.
+		m.toPeer(c.Name, &Message{Kind: SetContact, Contact: was.Name, ContactEpoch: was.Epoch})
+	}
 	m.mobile(node.SetContact{Addr: m.cfg.Nodes[c.Name].Daemon})
 	if m.IsContact() {
 		m.lead(was)
@@ -45,8 +50,47 @@ func (m *Member) lead(was Contact) {
 	}
 	m.out.NewRelay = true
 	m.out.Relay = append(m.out.Relay[:0], m.relayNodes())
-	m.register(node.Resign{}) // in case it was overruled at the home agent
-	m.register(node.Register{})
+	if !m.hesitating {
+		m.announce()
+	}
+}
+
+// announce registers at the home agent, anew if this member has done so before:
+// somebody else may have since.
+func (m *Member) announce() { m.register(node.Register{}) }
+
+// hesitation is the time in which a contact does not register, because another
+// member may have taken over: after the start, until all others have been heard or
+// for StartGrace; and when the home agent has said so, until all have been heard.
+type hesitation struct{}
+
+// begin is the start.
+func (m *Member) begin() {
+	m.hesitating = true
+	m.timers.Set(hesitation{}, m.now+m.cfg.StartGrace)
+	m.follow(m.contact)
+	m.decide()
+}
+
+// decide ends the hesitation when all others have been heard.
+func (m *Member) decide() {
+	for _, hello := range m.Peers() {
+		if hello == nil {
+			return
+		}
+	}
+	m.resolve()
+}
+
+func (m *Member) resolve() {
+	if !m.hesitating {
+		return
+	}
+	m.hesitating = false
+	m.timers.Remove(hesitation{})
+	if m.IsContact() {
+		m.announce()
+	}
 }
 
 // relayNodes are the members as the relay is to know them. What the applications
@@ -202,6 +246,7 @@ func (m *Member) fromPeer(from string, msg *Message) {
 		}
 		m.up[from] = msg
 		m.hear(Contact{msg.Contact, msg.ContactEpoch}, from)
+		m.decide()
 	case SetContact:
 		m.hear(Contact{msg.Contact, msg.ContactEpoch}, from)
 	case TakeOver:
@@ -239,10 +284,9 @@ func (m *Member) hear(c Contact, from string) {
 	default:
 		m.toPeer(from, m.setContact())
 		if c.Name == from && m.IsContact() {
-			// It has come back, and may have registered before it could hear
-			// that it is not the contact any more: the home agent sends to it.
-			m.register(node.Resign{})
-			m.register(node.Register{})
+			// It has come back, and may have registered before it could hear that it
+			// is not the contact any more.
+			m.announce()
 		}
 	}
 }

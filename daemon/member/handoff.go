@@ -214,11 +214,13 @@ func (m *Member) done(h *handoff, msg *Message) {
 		return
 	}
 	m.end(h)
-	c := &client{addr: addr, epoch: h.c.epoch + 2, since: m.now, connections: h.c.connections, relayed: h.c.relayed}
+	c := &client{addr: addr, epoch: h.c.epoch + 2, since: m.now, connections: h.c.connections}
 	m.clients[addr] = c
 	m.event(api.EventHandoffFailed, addr, h.to, msg.Error)
 	m.tellContact(c)
-	if !c.relayed {
+	if h.c.relayed {
+		m.setRelayed(c)
+	} else {
 		m.mobile(node.Bind{Client: addr, Grant: h.grant})
 	}
 	m.toApp(&api.Message{Kind: api.Done, ID: h.session, Error: fmt.Sprintf("node %s: %s", h.to, msg.Error)})

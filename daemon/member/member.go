@@ -51,6 +51,10 @@ type Config struct {
 	// its binding. Default 60 s.
 	IdleTimeout time.Duration
 
+	// StartGrace is how long after its start a contact waits for the other
+	// members before it registers. Default 1 s.
+	StartGrace time.Duration
+
 	// PrepareTimeout is how long the target of a handoff waits for the client's
 	// answers; then it goes on without. Default 1 s.
 	PrepareTimeout time.Duration
@@ -234,6 +238,7 @@ type Member struct {
 
 	contact    Contact
 	registered bool
+	hesitating bool
 	oldContact string // before the last takeover, until graceEnds
 	graceEnds  time.Duration
 	takeover   *takeover
@@ -281,7 +286,7 @@ func New(cfg Config) (*Member, error) {
 		field *time.Duration
 		def   time.Duration
 	}{
-		{&cfg.IdleTimeout, time.Minute}, {&cfg.PrepareTimeout, time.Second}, {&cfg.HandoffTimeout, 30 * time.Second},
+		{&cfg.IdleTimeout, time.Minute}, {&cfg.StartGrace, time.Second}, {&cfg.PrepareTimeout, time.Second}, {&cfg.HandoffTimeout, 30 * time.Second},
 		{&cfg.TakeoverTimeout, 10 * time.Second}, {&cfg.HandshakeGrace, time.Minute},
 	} {
 		if *d.field < 0 {
@@ -340,7 +345,7 @@ func (m *Member) Step(now time.Duration, in Input) Output {
 	m.started = true
 	switch in := in.(type) {
 	case Start:
-		m.follow(m.contact)
+		m.begin()
 	case App:
 		m.fromApp(in.Message)
 	case AppGone:
@@ -385,6 +390,10 @@ func (m *Member) due() {
 			m.handoffLate(k)
 		case *offer:
 			m.offerLate(k)
+		case *client:
+			m.optimise(k.addr)
+		case hesitation:
+			m.resolve()
 		case *takeover:
 			m.endTakeover(fmt.Errorf("the home agent %s has not answered within %v; this node is the contact all the same and goes on trying", m.cfg.HomeAgent, m.cfg.TakeoverTimeout))
 		}

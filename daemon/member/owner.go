@@ -152,6 +152,7 @@ func (m *Member) retire(c *client) {
 // disown takes a client out of the table.
 func (m *Member) disown(c *client) {
 	m.idle.Remove(c)
+	m.timers.Remove(c)
 	delete(m.clients, c.addr)
 }
 

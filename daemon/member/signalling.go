@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/mobility/node"
@@ -49,6 +50,10 @@ func (m *Member) register(in node.Input) {
 				why = fmt.Sprintf("%s, status %d", why, e.Status)
 			}
 			m.event(api.EventDeregistered, netip.Addr{}, "", why)
+			if e.Reason == node.Superseded && m.IsContact() {
+				m.hesitating = true
+				m.decide()
+			}
 		case node.Deregistered:
 			m.registered = false
 		}
@@ -110,7 +115,7 @@ func (m *Member) heard(e node.Event) {
 	case node.Unsupported:
 		m.ready(e.Client, false)
 		if c != nil {
-			c.relayed = true
+			m.setRelayed(c)
 			m.unbound(c, e)
 		}
 	case node.Unbound, node.Released:
@@ -134,9 +139,20 @@ func (m *Member) unbound(c *client, e node.Event) {
 	m.event(api.EventUnbound, c.addr, "", why)
 }
 
+// setRelayed is that a client is known not to do route optimisation. It is tried
+// again after a time: it may have been out of reach.
+func (m *Member) setRelayed(c *client) {
+	c.relayed = true
+	m.timers.Set(c, m.now+retryAfter)
+}
+
+// retryAfter is longer than the machine remembers such a client.
+const retryAfter = 11 * time.Minute
+
 func (m *Member) optimise(addr netip.Addr) {
 	if c := m.clients[addr]; c != nil {
 		c.relayed = false
+		m.timers.Remove(c)
 		m.mobile(node.Optimise{Client: addr})
 	}
 }

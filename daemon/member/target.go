@@ -119,9 +119,11 @@ func (m *Member) offered(msg *api.Message) {
 func (m *Member) take(o *offer, msg *Message) {
 	o.stage = activating
 	m.timers.Remove(o)
-	c := &client{addr: o.client, epoch: msg.Epoch, since: m.now, connections: max(1, o.conns), relayed: msg.Relayed}
+	c := &client{addr: o.client, epoch: msg.Epoch, since: m.now, connections: max(1, o.conns)}
 	m.clients[c.addr] = c
-	if !c.relayed {
+	if msg.Relayed {
+		m.setRelayed(c)
+	} else {
 		m.mobile(node.Bind{Client: c.addr, Grant: msg.Grant.grant()})
 	}
 	m.event(api.EventTakenOver, c.addr, o.key.from, "")

@@ -450,7 +450,9 @@ func (a *app) receive(m *api.Message) {
 			a.thaw(mv.client)
 		} else {
 			delete(a.frozen, mv.client)
-			delete(a.bound, mv.client)
+			if !a.live[mv.client] { // it may have come back before this was told
+				delete(a.bound, mv.client)
+			}
 		}
 		a.end(m.ID, mv.client, m.Error)
 	case api.Offer:

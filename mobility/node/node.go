@@ -105,7 +105,9 @@ func (g *Grant) answered() bool { return g.Remaining > 0 || g.Binding > 0 }
 type Input interface{ input() }
 
 // Register makes this node the contact: it registers its care-of address with
-// the home agent and keeps it registered. Via is the home agent from now on.
+// the home agent and keeps it registered. Via is the home agent from now on. If
+// it is registered, or about to be, it does so anew: somebody else may have
+// registered since.
 type Register struct{}
 
 // Deregister ends the registration at the home agent; [Deregistered] follows.

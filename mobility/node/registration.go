@@ -64,6 +64,12 @@ func (n *Node) register() {
 	r := &n.reg
 	n.setVia(n.cfg.HomeAgent)
 	if r.goal == regOn {
+		// Anew: so a greater number of somebody else's is no reason to give up.
+		// What has not been acknowledged is remembered, for its answers may still
+		// come.
+		tries := r.tries
+		n.askHomeAgent()
+		r.tries, r.confirmed = tries, false
 		return
 	}
 	*r = registration{goal: regOn, limit: r.limit, known: r.known, seq: r.seq, skew: r.skew, stamp: r.stamp}

@@ -290,7 +290,7 @@ func (h *host) step(in Input) {
 	}
 	for _, m := range out.App {
 		app := h.app
-		w.after(w.delay()/4, func() {
+		w.after(sessionDelay, func() {
 			if h.app == app {
 				h.app.receive(m)
 			}
@@ -393,7 +393,7 @@ func (w *world) addClient(i int, mobile bool, at string) netip.Addr {
 
 func (a *app) send(m *api.Message) {
 	h := a.h
-	h.w.after(h.w.delay()/4, func() {
+	h.w.after(sessionDelay, func() {
 		if h.app == a {
 			h.step(App{m})
 		}
@@ -583,3 +583,6 @@ func (w *world) agentSendsTo() netip.Addr {
 }
 
 func gone(client netip.Addr) *api.Message { return &api.Message{Kind: api.Gone, Client: client} }
+
+// sessionDelay is always the same: the messages of a session come in order.
+const sessionDelay = 50 * time.Microsecond

@@ -125,3 +125,13 @@ func TestHelp(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Each role has a unit.
+func TestUnits(t *testing.T) {
+	for _, k := range kinds {
+		b, err := os.ReadFile("../../packaging/dsco-" + k.name + ".service")
+		if err != nil || !strings.Contains(string(b), "ExecStart=/usr/bin/dsco "+k.name+" --config ") {
+			t.Errorf("%s: %v", k.name, err)
+		}
+	}
+}

@@ -1,6 +1,11 @@
 package ds_test
 
 import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -47,5 +52,94 @@ func TestStreams(t *testing.T) {
 			t.Log(sums)
 			w.noFaults()
 		})
+	}
+}
+
+// A handler that writes and never reads moves too, between two writes.
+func TestMoveInWrite(t *testing.T) {
+	c := dstest.New("a", "b")
+	defer c.Close()
+	var offsets sync.Map // net.Conn to *int64
+	write := func(conn net.Conn, at int64) {
+		defer conn.Close()
+		offsets.Store(conn, &at)
+		b := make([]byte, 10_000)
+		for {
+			pattern(b, at)
+			n, err := conn.Write(b)
+			if err != nil {
+				return
+			}
+			at += int64(n)
+		}
+	}
+	state := func(conn net.Conn) ([]byte, error) {
+		at, ok := offsets.Load(conn)
+		if !ok {
+			return nil, errors.New("unknown connection")
+		}
+		return binary.BigEndian.AppendUint64(nil, uint64(*at.(*int64))), nil
+	}
+	nodes := map[string]*ds.Node{"a": c.Node("a"), "b": c.Node("b")}
+	for _, n := range nodes {
+		defer n.Close()
+		n.MoveInWrite = true
+		hl, err := n.ListenHandoff()
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			for in, err := hl.Accept(); err == nil; in, err = hl.Accept() {
+				go write(in.Conns[0], int64(binary.BigEndian.Uint64(in.State[0])))
+			}
+		}()
+	}
+	l, err := nodes["a"].Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		if conn, err := l.Accept(); err == nil {
+			conn.(interface{ SetWriteBuffer(int) error }).SetWriteBuffer(64 << 10) // small snapshots
+			write(conn, 0)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	conn, err := c.Client(client1).Dial(ctx, c.Address(80))
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan int64, 1)
+	go func() {
+		b := make([]byte, 32<<10)
+		at := int64(0)
+		for {
+			n, err := conn.Read(b)
+			if err != nil {
+				read <- at
+				return
+			}
+			if err := verify(b[:n], at); err != nil {
+				t.Error(err)
+			}
+			at += int64(n)
+		}
+	}()
+	if err := c.AwaitOwner(ctx, client1, "a"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		from, to := []string{"a", "b"}[i%2], []string{"b", "a"}[i%2]
+		if _, err := nodes[from].Handoff(ctx, client1, to, state); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conn.Close()
+	if n := <-read; n == 0 {
+		t.Error("nothing was read")
+	}
+	if f := c.Faults(); len(f) != 0 {
+		t.Error(f)
 	}
 }

@@ -1,0 +1,202 @@
+package ds_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/distributed-servers/ds"
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/daemon/server"
+	"github.com/distributed-servers/ds/internal/netns/netnstest"
+	"github.com/distributed-servers/ds/internal/probe"
+	"github.com/distributed-servers/ds/mobility/wire"
+	"github.com/distributed-servers/ds/tun"
+)
+
+func TestMain(m *testing.M) {
+	probe.Main()
+	os.Exit(m.Run())
+}
+
+// backend is a daemon that knows how to be attached to, and nothing else.
+type backend struct {
+	server.Unsupported
+	servers map[netip.Addr]error // whether one may attach
+	files   []*os.File           // of the TUN
+	hellos  chan *api.Message
+
+	mu       sync.Mutex
+	sessions []*api.Session
+}
+
+func (b *backend) Servers(context.Context) (all []api.Server, err error) {
+	for a := range b.servers {
+		all = append(all, api.Server{Address: a})
+	}
+	return all, nil
+}
+
+func (b *backend) Admit(_ context.Context, dsa netip.Addr, _ server.Cred) error {
+	return b.servers[dsa]
+}
+
+func (b *backend) Attach(_ context.Context, dsa netip.Addr, _ server.Cred, s *api.Session) error {
+	hello, err := s.Receive()
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	b.sessions = append(b.sessions, s)
+	b.mu.Unlock()
+	m := &api.Message{Kind: api.Welcome, Config: &api.SessionConfig{
+		Addr: dsa, CareOf: attachCareOf, Via: attachVia, Node: "a", MTU: 1500, Queues: len(b.files), TUN: "ds0",
+	}}
+	files := b.files
+	if hello.HasTUN {
+		files = nil
+	}
+	if err := s.SendFiles(m, files...); err != nil {
+		return err
+	}
+	for b.hellos <- hello; err == nil; _, err = s.Receive() {
+	}
+	return nil
+}
+
+var (
+	attachServer = netip.MustParseAddr("fd00:d::1")
+	otherServer  = netip.MustParseAddr("fd00:d::2")
+	attachCareOf = netip.MustParseAddr("fd00:c::1")
+	attachVia    = netip.MustParseAddr("fd00:1::1") // the kernel
+)
+
+func startServer(t *testing.T, b *backend, socket string) *server.Server {
+	t.Helper()
+	s, err := server.New(server.Config{Socket: socket, Backend: b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); s.Serve() }()
+	t.Cleanup(func() { s.Close(); <-done })
+	return s
+}
+
+// A Node finds the distributed server that its user may attach to, or says what
+// is in the way.
+func TestAttachRefused(t *testing.T) {
+	no := api.Errorf(api.ErrForbidden, "be another", "you may not")
+	pipe, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	defer w.Close()
+	const gotThere = "not the descriptor of a TUN" // a pipe is none: but so far it has come
+	for _, tt := range []struct {
+		name    string
+		servers map[netip.Addr]error
+		addr    netip.Addr
+		want    string
+	}{
+		{"none", nil, netip.Addr{}, "has no distributed server"},
+		{"the only one", map[netip.Addr]error{attachServer: nil}, netip.Addr{}, gotThere},
+		{"the permitted one", map[netip.Addr]error{attachServer: nil, otherServer: no}, netip.Addr{}, gotThere},
+		{"the named one", map[netip.Addr]error{attachServer: nil, otherServer: nil}, otherServer, gotThere},
+		{"no permission", map[netip.Addr]error{attachServer: no}, netip.Addr{}, "you may not; be another"},
+		{"no permission at all", map[netip.Addr]error{attachServer: no, otherServer: no}, netip.Addr{}, "none of the daemon's 2"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := &backend{servers: tt.servers, files: []*os.File{pipe}, hellos: make(chan *api.Message, 2)}
+			socket := filepath.Join(t.TempDir(), "s")
+			startServer(t, b, socket)
+			n := &ds.Node{Socket: socket, Addr: tt.addr}
+			defer n.Close()
+			_, err := n.Listen("tcp", ":80")
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+		})
+	}
+	n := &ds.Node{Socket: filepath.Join(t.TempDir(), "s")}
+	if _, err := n.Listen("tcp", ":80"); !errors.Is(err, api.ErrNotRunning) {
+		t.Errorf("without a daemon: %v", err)
+	}
+	n.Close()
+	if _, err := n.Listen("tcp", ":80"); !errors.Is(err, net.ErrClosed) || !errors.Is(err, ds.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+// With the descriptors of a real TUN the Node answers the kernel, and it goes on
+// when the daemon is restarted.
+//
+//	kernel fd00:1::1 ── ds0 ── Node: fd00:d::1, care-of address fd00:c::1
+func TestAttach(t *testing.T) {
+	if !netnstest.Run(t) {
+		return
+	}
+	probe.Skip(t, probe.TUN)
+	dev, err := tun.Open(tun.Config{
+		Name:   "ds0",
+		Addrs:  []netip.Prefix{netip.PrefixFrom(attachVia, 64)},
+		Routes: []netip.Prefix{netip.PrefixFrom(attachServer, 128), netip.PrefixFrom(attachCareOf, 128)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dev.Close()
+	b := &backend{servers: map[netip.Addr]error{attachServer: nil}, files: dev.Files(), hellos: make(chan *api.Message, 2)}
+	socket := filepath.Join(t.TempDir(), "s")
+	s := startServer(t, b, socket)
+	n := &ds.Node{Socket: socket, Program: "probe"}
+	defer n.Close()
+	if _, err := n.Listen("tcp", ":80"); err != nil {
+		t.Fatal(err)
+	}
+	if m := <-b.hellos; m.Program != "probe" || m.HasTUN || m.AcceptsHandoffs {
+		t.Errorf("hello: %+v", m)
+	}
+	answersKernel(t)
+
+	s.Close()
+	startServer(t, b, socket)
+	if m := <-b.hellos; !m.HasTUN {
+		t.Errorf("hello again: %+v", m)
+	}
+	answersKernel(t)
+}
+
+// answersKernel sends a SYN and waits for the answer in the tunnel.
+func answersKernel(t *testing.T) {
+	t.Helper()
+	tunnel, err := net.ListenIP("ip6:41", &net.IPAddr{IP: attachVia.AsSlice()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tunnel.Close()
+	tunnel.SetReadDeadline(time.Now().Add(20 * time.Second))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("[%s]:80", attachServer))
+	b := make([]byte, 2000)
+	k, from, err := tunnel.ReadFromIP(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := wire.ParsePacket(b[:k])
+	const flags, synAck = 13, 0x12
+	if a, _ := netip.AddrFromSlice(from.IP); err != nil || a != attachCareOf || p.Src != attachServer || p.Dst != attachVia ||
+		p.Protocol != wire.TCP || p.Payload[flags] != synAck {
+		t.Errorf("from %s: %+v, %v", from, p, err)
+	}
+}

@@ -99,6 +99,18 @@ func (cs *clients) resume(except map[netip.Addr]*handoff) []netip.Addr {
 	return here
 }
 
+// here returns the clients that have connections here.
+func (cs *clients) here() (here []netip.Addr) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for addr, c := range cs.all {
+		if c.here {
+			here = append(here, addr)
+		}
+	}
+	return here
+}
+
 // attached sees to it that what has changed since resume is told.
 func (cs *clients) attached() {
 	cs.mu.Lock()

@@ -13,6 +13,9 @@ import (
 	"github.com/distributed-servers/ds/dstest"
 )
 
+// handoffs is how many a client goes through.
+var handoffs = 300
+
 // Streams both ways go on, to the octet, while their client is handed back and
 // forth; the application's state travels along.
 func TestStreams(t *testing.T) {
@@ -23,11 +26,6 @@ func TestStreams(t *testing.T) {
 			for range 3 {
 				streams = append(streams, w.dial(client1).run())
 			}
-			handoffs := 200
-			if testing.Short() {
-				handoffs = 50
-			}
-			sums := map[ds.Stage]time.Duration{}
 			at := "a"
 			for i := range handoffs {
 				to := []string{"b", "c", "a"}[i%3]
@@ -41,15 +39,11 @@ func TestStreams(t *testing.T) {
 				if i == handoffs-1 {
 					t.Log(r)
 				}
-				for _, st := range r.Stages {
-					sums[st.Stage] += st.Duration
-				}
 				at = to
 			}
 			for _, s := range streams {
 				s.finish(t)
 			}
-			t.Log(sums)
 			w.noFaults()
 		})
 	}
@@ -129,7 +123,7 @@ func TestMoveInWrite(t *testing.T) {
 	if err := c.AwaitOwner(ctx, client1, "a"); err != nil {
 		t.Fatal(err)
 	}
-	for i := range 50 {
+	for i := range handoffs {
 		from, to := []string{"a", "b"}[i%2], []string{"b", "a"}[i%2]
 		if _, err := nodes[from].Handoff(ctx, client1, to, state); err != nil {
 			t.Fatal(err)

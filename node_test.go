@@ -175,6 +175,25 @@ func TestOwned(t *testing.T) {
 	w.awaitOwner(clientAddr(2), "")
 }
 
+// Traffic goes on while a daemon is away and when it is back, bindings or not.
+func TestDaemonRestart(t *testing.T) {
+	for _, optimise := range []bool{false, true} {
+		w := newWorld(t, func(c *dstest.Cluster) { c.Optimise = optimise }, "a", "b")
+		s := w.dial(client1)
+		s.ping(t)
+		s.run()
+		for range 10 {
+			w.cluster.SetDown("a", true)
+			w.cluster.SetDown("a", false)
+			w.awaitHandoff(client1, "a", "b")
+			w.cluster.Restart("b")
+			w.awaitHandoff(client1, "b", "a")
+		}
+		s.finish(t)
+		w.noFaults()
+	}
+}
+
 func reset(s *stream) {
 	s.Conn.(interface{ SetLinger(int) error }).SetLinger(0)
 	s.Close()

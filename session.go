@@ -174,6 +174,14 @@ func (n *Node) attachOnce() (a *Attachment, accepts bool, err error) {
 // resumed goes on in a new session. It returns nil if the Node is closed.
 func (n *Node) resumed(a *Attachment, accepts bool) Session {
 	n.reconfigure(&a.Config)
+	// A daemon that was started anew may have forgotten bindings, and nobody
+	// would renew them. It says which it has; until then what comes by them is
+	// taken, and what is sent goes through the tunnel.
+	for _, addr := range n.clients.here() {
+		if n.stack.Bound(addr) {
+			n.stack.Leave(addr, grace)
+		}
+	}
 	n.mu.Lock()
 	if n.closed {
 		n.mu.Unlock()

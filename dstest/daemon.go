@@ -91,6 +91,11 @@ func (d *daemon) attach(hello *api.Message) (*ds.Attachment, error) {
 	}
 	slices.Sort(a.Config.Nodes)
 	out := c.resolve(d, hello)
+	for _, client := range hello.Resume {
+		if c.Optimise {
+			out = append(out, message{d, &api.Message{Kind: api.Bound, Client: client}})
+		}
+	}
 	if !hello.HasTUN {
 		if d.used {
 			d.port = c.net.Restart(d.port)

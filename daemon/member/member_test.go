@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/distributed-servers/ds/daemon/api"
 )
 
 // begin is a world with applications everywhere and some clients at a.
@@ -87,6 +89,15 @@ func TestRefusals(t *testing.T) {
 	w.members["b"].app.refuses = "full"
 	if a := w.handOff(c, "b"); a.Err == nil || a.Err.Error() != "node b: full" {
 		t.Errorf("to b, which refuses: %v", a.Err)
+	}
+	for accepts, want := range map[bool]string{ // it says so again while it is attached
+		false: "node b refuses: the application takes no clients from other nodes",
+		true:  "node b: full",
+	} {
+		w.members["b"].step(App{Message: &api.Message{Kind: api.Hello, Program: "test", AcceptsHandoffs: accepts}})
+		if a := w.handOff(c, "b"); a.Err == nil || a.Err.Error() != want {
+			t.Errorf("to b, which accepts handoffs: %v: %v", accepts, a.Err)
+		}
 	}
 	w.run(time.Second)
 	w.settled()

@@ -1,0 +1,5 @@
+//go:build race
+
+package ds_test
+
+func init() { handoffs = 50 } // a tenth of the speed

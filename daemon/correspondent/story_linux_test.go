@@ -67,8 +67,9 @@ func roleMain(s string) int {
 
 type world struct {
 	*nodetest.World
-	cfg config.Correspondent
-	api *api.Client
+	cfg   config.Correspondent
+	api   *api.Client
+	agent *topology.Process
 }
 
 // newWorld has a home agent and a registered node. It is nil outside of the
@@ -88,7 +89,7 @@ func inWorld(t testing.TB, nw *nodetest.World) *world {
 	w.api = &api.Client{Socket: w.cfg.Socket}
 	t.Cleanup(w.api.Close)
 	w.Must(w.Agent.AddAddr("lo", netip.PrefixFrom(nodetest.AgentAddr, 128)))
-	w.Start(w.Agent, "home-agent", config.HomeAgent{
+	w.agent = w.Start(w.Agent, "home-agent", config.HomeAgent{
 		Address:       nodetest.AgentAddr,
 		Prefixes:      []netip.Prefix{nodetest.Home.Masked()},
 		Homes:         []config.Home{{Address: nodetest.Home.Addr(), SPI: w.SPI, KeyFile: w.KeyFile}},

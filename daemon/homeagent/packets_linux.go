@@ -11,8 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/distributed-servers/ds/daemon/filter"
+	"github.com/distributed-servers/ds/daemon/rawip"
 	"github.com/distributed-servers/ds/mobility/homeagent"
 	"github.com/distributed-servers/ds/mobility/wire"
+	"github.com/distributed-servers/ds/tun"
 )
 
 // step gives the machine an input and does what it says; what is to be sent, and
@@ -84,21 +86,37 @@ func (r *Role) queued(p filter.Packet) filter.Verdict {
 	return verdict
 }
 
-// readTUN takes packets to home addresses.
+// readTUN takes packets to home addresses. Super-packets are cut first: what is
+// in a tunnel nobody would cut.
 func (r *Role) readTUN() error {
-	b := make([]byte, 1<<16)
-	send := func(out homeagent.Output) {
+	b := make([]byte, tun.HeaderRoom+tun.MaxPacket)
+	batch := r.sender.NewBatch()
+	collect := func(out homeagent.Output) {
 		r.counts.packets++
-		r.send(out)
+		batch.Add(out.Send...)
+		batch.Add(out.Local...)
 	}
+	var cutter rawip.Cutter
 	for {
-		n, err := r.dev.Read(b)
+		p, o, err := r.dev.ReadPacket(0, b)
 		if err != nil {
 			return unlessClosed(err)
 		}
-		if forwarded(b[:n]) {
-			r.step(homeagent.Received{Packet: b[:n]}, send)
+		if !forwarded(p) {
+			continue
 		}
+		if o.SegmentSize > 0 {
+			cut := rawip.Cut{TCP: int(o.SumAt), Size: int(o.SegmentSize), Src: [16]byte(p[8:24]), Dst: [16]byte(p[24:40])}
+			for _, p := range cutter.Cut(p, cut) {
+				r.step(homeagent.Received{Packet: p}, collect)
+			}
+		} else {
+			if o.Partial {
+				rawip.CompleteChecksum(p, int(o.SumAt), int(o.SumOffset))
+			}
+			r.step(homeagent.Received{Packet: p}, collect)
+		}
+		batch.Flush()
 	}
 }
 

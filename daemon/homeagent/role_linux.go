@@ -107,7 +107,7 @@ func New(cfg config.HomeAgent, log *slog.Logger) (_ *Role, err error) {
 	}
 	// Longer packets are told by the kernel: they would be by the machine.
 	mtu := max(r.cfg.TunnelMTU-wire.TunnelLen, wire.MinMTU)
-	if r.dev, err = tun.Open(tun.Config{Name: "dsha%d", MTU: mtu}); err != nil {
+	if r.dev, err = tun.Open(tun.Config{Name: "dsha%d", MTU: mtu, Offload: true, Alias: "dsco home-agent"}); err != nil {
 		return nil, err
 	}
 	if r.routes, err = newRoutes(r.dev.Name(), &r.cfg); err != nil {

@@ -204,35 +204,13 @@ func (b *Batch) Add(packets ...[]byte) {
 	}
 }
 
-// Cut is how a TCP super-packet is cut into packets of the wire.
-type Cut struct {
-	// TCP is where its header begins, behind an IPv6 header and any others.
-	TCP int
-
-	// Size is how many octets of data a segment has, at least 1.
-	Size int
-
-	// Src and Dst are the addresses that the checksum covers: the true source
-	// and the final destination.
-	Src, Dst [16]byte
-}
-
-// AddCut adds a copy of the super-packet p as packets of the wire, with
-// checksums, whatever the one of p is. What is no TCP segment there is counted as
-// failed.
+// AddCut adds a copy of the super-packet p as packets of the wire. What cannot be
+// cut is counted as failed.
 func (b *Batch) AddCut(p []byte, c Cut) {
-	if c.TCP < headerLen || c.Size < 1 || len(p) < c.TCP+tcpMinLen {
+	cutter, ok := c.of(p)
+	if !ok {
 		b.s.stats.failed.Add(1)
 		return
-	}
-	end := c.TCP + 4*int(p[c.TCP+12]>>4)
-	if end < c.TCP+tcpMinLen || end > len(p) {
-		b.s.stats.failed.Add(1)
-		return
-	}
-	cutter := segmenter{
-		headers: p[:end], data: p[end:], tcp: c.TCP, size: c.Size,
-		seed: sum(sum(protoTCP, c.Src[:]), c.Dst[:]),
 	}
 	for n := cutter.next(); n > 0; n = cutter.next() {
 		if !b.room(n) {

@@ -58,6 +58,55 @@ func (s *segmenter) append(b []byte) []byte {
 	return b
 }
 
+// Cut is how a TCP super-packet is cut into packets of the wire, with checksums,
+// whatever the one of the super-packet is.
+type Cut struct {
+	// TCP is where its header begins, behind an IPv6 header and any others.
+	TCP int
+
+	// Size is how many octets of data a segment has, at least 1.
+	Size int
+
+	// Src and Dst are the addresses that the checksum covers: the true source
+	// and the final destination.
+	Src, Dst [16]byte
+}
+
+// of is the segmenter for p; false: there is no TCP segment.
+func (c Cut) of(p []byte) (s segmenter, ok bool) {
+	if c.TCP < headerLen || c.Size < 1 || len(p) < c.TCP+tcpMinLen {
+		return s, false
+	}
+	end := c.TCP + 4*int(p[c.TCP+12]>>4)
+	if end < c.TCP+tcpMinLen || end > len(p) {
+		return s, false
+	}
+	return segmenter{
+		headers: p[:end], data: p[end:], tcp: c.TCP, size: c.Size,
+		seed: sum(sum(protoTCP, c.Src[:]), c.Dst[:]),
+	}, true
+}
+
+// Cutter cuts super-packets into memory of its own. The zero value is ready for
+// use.
+type Cutter struct {
+	arena   []byte
+	packets [][]byte
+}
+
+// Cut returns the packets of the wire that the super-packet p consists of; none
+// if there is no TCP segment where c says. They are valid until the next call.
+func (t *Cutter) Cut(p []byte, c Cut) [][]byte {
+	t.arena, t.packets = t.arena[:0], t.packets[:0]
+	cutter, _ := c.of(p)
+	for cutter.size > 0 && cutter.next() > 0 {
+		n := len(t.arena)
+		t.arena = cutter.append(t.arena)
+		t.packets = append(t.packets, t.arena[n:len(t.arena):len(t.arena)])
+	}
+	return t.packets
+}
+
 const (
 	// longest is the length of the longest packet inside of a tunnel that is
 	// taken for one packet of the wire: that of an Ethernet.

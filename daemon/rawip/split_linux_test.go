@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 )
 
@@ -163,6 +164,30 @@ func FuzzSplit(f *testing.F) {
 	})
 }
 
+func FuzzCut(f *testing.F) {
+	f.Add(tcp(4000, 0x19), uint8(80), uint16(1000))
+	f.Add(tcp(30000, flagCWR), uint8(80), uint16(1))
+	f.Fuzz(func(t *testing.T, p []byte, at uint8, size uint16) {
+		if len(p) > headerLen+maxPayload {
+			return
+		}
+		var cutter Cutter
+		c := Cut{TCP: int(at), Size: int(size)}
+		got := cutter.Cut(p, c)
+		s, ok := c.of(p)
+		if ok != (len(got) > 0) {
+			t.Fatalf("%d packets", len(got))
+		}
+		var data []byte
+		for _, q := range got {
+			data = append(data, q[len(s.headers):]...)
+		}
+		if !bytes.Equal(data, s.data) {
+			t.Errorf("%d octets of %d", len(data), len(s.data))
+		}
+	})
+}
+
 func FuzzControls(f *testing.F) {
 	f.Add([]byte{20, 0, 0, 0, 0, 0, 0, 0, 41, 0, 0, 0, 52, 0, 0, 0, 33, 0, 0, 0, 0, 0, 0, 0})
 	f.Fuzz(func(_ *testing.T, b []byte) { controls(b) })
@@ -199,9 +224,19 @@ func TestAddCut(t *testing.T) {
 	}
 	join(t, append(tcp(0, 0)[:headerLen:headerLen], whole...), tunnelled)
 
+	var cutter Cutter
+	for range 2 {
+		if got := cutter.Cut(routed, Cut{TCP: headerLen + routing, Size: 1000, Src: src, Dst: dst}); !slices.EqualFunc(got, b.packets, bytes.Equal) {
+			t.Errorf("a Cutter makes %d other packets", len(got))
+		}
+	}
+
 	b = Batch{s: new(Sender), arena: make([]byte, 0, arenaLen)}
 	for _, c := range []Cut{{}, {TCP: 40}, {TCP: 39, Size: 1}, {TCP: len(whole) - 19, Size: 1}} {
 		b.AddCut(whole, c)
+		if got := cutter.Cut(whole, c); len(got) != 0 {
+			t.Errorf("%+v: a Cutter makes %d packets", c, len(got))
+		}
 	}
 	offset := bytes.Clone(whole)
 	offset[headerLen+12] = 4 << 4

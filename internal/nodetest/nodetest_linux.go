@@ -159,19 +159,22 @@ func (n *Node) serve() error {
 	if err != nil {
 		return err
 	}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				_ = answer(c) // the client notices
-			}()
-		}
-	}()
+	go Serve(l)
 	return nil
+}
+
+// Serve answers what [Transfer] asks, until the listener is closed.
+func Serve(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			_ = answer(c) // the client notices
+		}()
+	}
 }
 
 // answer sends as many octets as it is asked for, receives as many as it is told

@@ -3,6 +3,7 @@ package filter
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -220,6 +221,40 @@ func TestCloseWhileLost(t *testing.T) {
 	}
 }
 
+// A firewall that is loaded again throws the rules away; they come back.
+func TestRulesThrownAway(t *testing.T) {
+	if !own(t) {
+		return
+	}
+	l := new(logs)
+	f, err := Open(Config{Queue: 7846, Rules: nodeRules, Handler: accepting, Logger: slog.New(l), Watch: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := tables(t)
+	for i, thrown := range []string{
+		"*mangle\n-F PREROUTING\nCOMMIT\n",
+		"*mangle\n-F\nCOMMIT\n",
+		"*mangle\n-F\n-X\nCOMMIT\n",
+		"*mangle\n-D DSCO-7846 1\nCOMMIT\n",
+	} {
+		// It may come between our look and our change, too.
+		if _, _, err := runProgram(ipv6.restore, thrown, "--noflush", "-w", "5"); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "rules put back", func() bool { return f.Stats().Restored >= uint64(i)+1 && tables(t) == with })
+	}
+	if l.warnings.Load() < 4 || l.errors.Load() != 0 {
+		t.Errorf("%d warnings, %d errors", l.warnings.Load(), l.errors.Load())
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	if got := tables(t); strings.Contains(got, "DSCO") {
+		t.Errorf("after Close:\n%s", got)
+	}
+}
+
 // Rules that a killed daemon left send packets while its successor opens.
 func TestOpenUnderFlood(t *testing.T) {
 	if !own(t) {
@@ -242,7 +277,7 @@ func TestOpenUnderFlood(t *testing.T) {
 			}
 		}
 	}()
-	for range 8 {
+	for range 4 {
 		var handled atomic.Int64
 		f, err := Open(Config{Queue: 7846, QueueLen: 64, Rules: nodeRules, Logger: slog.New(slog.DiscardHandler), Handler: func(Packet) Verdict {
 			handled.Add(1)

@@ -3,6 +3,7 @@ package filter
 import (
 	"errors"
 	"log/slog"
+	"time"
 )
 
 // Config describes a filter. Handler is required.
@@ -26,6 +27,11 @@ type Config struct {
 	// waits for the one before.
 	Handler func(Packet) Verdict
 
+	// Watch is how often it is looked whether the rules are still there: when a
+	// firewall is loaded again, it often throws those of others away. It takes
+	// two programs some milliseconds. Default 10 s; negative: never.
+	Watch time.Duration
+
 	// Logger takes what is lost and found again. Default: slog.Default.
 	Logger *slog.Logger
 }
@@ -33,6 +39,7 @@ type Config struct {
 const (
 	defaultQueueLen = 1024
 	defaultBuffer   = 4 << 20
+	defaultWatch    = 10 * time.Second
 )
 
 func (c Config) withDefaults() (Config, error) {
@@ -44,6 +51,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Buffer <= 0 {
 		c.Buffer = defaultBuffer
+	}
+	if c.Watch == 0 {
+		c.Watch = defaultWatch
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()
@@ -123,6 +133,7 @@ type Stats struct {
 
 	Overruns uint64 // times that the socket's buffer was full
 	Reopened uint64 // times that the socket was lost and opened again
+	Restored uint64 // times that the rules were gone and put back
 
 	// Queued, QueueFull and BufferFull are the kernel's counts, since the queue
 	// was bound last: packets that it has put into the queue; and that it has

@@ -15,7 +15,7 @@ import (
 type Filter struct {
 	cfg  Config
 	stop context.CancelFunc
-	done chan struct{} // supervise has ended
+	work sync.WaitGroup // supervise, watch
 
 	mu     sync.Mutex // rules and closing
 	closed bool
@@ -26,7 +26,7 @@ type Filter struct {
 
 	overran time.Time // last overrun; of the queue's goroutine
 	stats   struct {
-		packets, accepted, replaced, dropped, failed, overruns, reopened atomic.Uint64
+		packets, accepted, replaced, dropped, failed, overruns, reopened, restored atomic.Uint64
 	}
 }
 
@@ -46,7 +46,7 @@ func Open(cfg Config) (*Filter, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	f := &Filter{cfg: cfg, stop: cancel, done: make(chan struct{}), lost: make(chan error, 1)}
+	f := &Filter{cfg: cfg, stop: cancel, lost: make(chan error, 1)}
 	f.bind = func() (*socket, error) { return bind(&f.cfg, f.packet, f.failed) }
 	s, err := f.bind()
 	if err != nil {
@@ -59,7 +59,10 @@ func Open(cfg Config) (*Filter, error) {
 		s.close()
 		return nil, err
 	}
-	go f.supervise(ctx)
+	f.work.Go(func() { f.supervise(ctx) })
+	if cfg.Watch > 0 {
+		f.work.Go(func() { f.watch(ctx) })
+	}
 	return f, nil
 }
 
@@ -139,7 +142,7 @@ func (f *Filter) Stats() Stats {
 	return Stats{
 		Packets: s.packets.Load(), Accepted: s.accepted.Load(), Replaced: s.replaced.Load(),
 		Dropped: s.dropped.Load(), Failed: s.failed.Load(),
-		Overruns: s.overruns.Load(), Reopened: s.reopened.Load(),
+		Overruns: s.overruns.Load(), Reopened: s.reopened.Load(), Restored: s.restored.Load(),
 		Queued: k.queued, QueueFull: k.queueFull, BufferFull: k.bufferFull,
 	}
 }
@@ -149,16 +152,17 @@ func (f *Filter) Stats() Stats {
 // removed, that is the error; the queue is unbound all the same.
 func (f *Filter) Close() error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	if f.closed {
+		f.mu.Unlock()
 		return nil
 	}
 	f.closed = true
 	// Rules first: what is on its way then finds nobody waiting for it, and is
 	// treated as if there had never been a daemon.
 	err := install(f.cfg.Queue, Rules{})
+	f.mu.Unlock()
 	f.stop()
-	<-f.done
+	f.work.Wait()
 	f.sock.Load().close()
 	return err
 }
@@ -233,7 +237,6 @@ const (
 
 // supervise opens the socket again when it is lost. The rules stay meanwhile.
 func (f *Filter) supervise(ctx context.Context) {
-	defer close(f.done)
 	for {
 		select {
 		case <-ctx.Done():
@@ -259,5 +262,37 @@ func (f *Filter) supervise(ctx context.Context) {
 			case <-time.After(wait):
 			}
 		}
+	}
+}
+
+// watch puts the rules back when somebody has thrown them away.
+func (f *Filter) watch(ctx context.Context) {
+	tick := time.NewTicker(f.cfg.Watch)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			f.look()
+		}
+	}
+}
+
+func (f *Filter) look() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return
+	}
+	there, err := installed(f.cfg.Queue, f.cfg.Rules)
+	if err == nil && !there {
+		f.cfg.Logger.Warn("filter: the rules are gone, as when a firewall is loaded again: putting them back", "queue", f.cfg.Queue)
+		if err = install(f.cfg.Queue, f.cfg.Rules); err == nil {
+			f.stats.restored.Add(1)
+		}
+	}
+	if err != nil {
+		f.cfg.Logger.Error("filter: the rules cannot be looked at or put back", "queue", f.cfg.Queue, "err", err)
 	}
 }

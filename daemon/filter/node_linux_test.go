@@ -1,8 +1,12 @@
 package filter
 
 import (
+	"encoding/binary"
 	"net/netip"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/distributed-servers/ds/mobility/wire"
 )
@@ -152,4 +156,23 @@ func TestNodeSpoofing(t *testing.T) {
 			t.Errorf("%s: passed %t", name, passed)
 		}
 	}
+}
+
+// Of IPv4 an application can send nothing, though the host may forward it.
+func TestNodeSpoofingIPv4(t *testing.T) {
+	if !own(t) {
+		return
+	}
+	s := newScene(t)
+	open(t, nodeRules, accepting)
+	header := []byte{0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2}
+	binary.BigEndian.PutUint16(header[10:], ^fold(header))
+	frame := append(append(append([]byte{}, s.tun.peer...), s.tun.addr...), 0x08, 0x00)
+	if _, err := unix.Write(s.tun.fd, append(frame, header...)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a packet dropped", func() bool {
+		out, _, err := runProgram(ipv4.save, "", "-t", "mangle", "-c")
+		return err == nil && strings.Contains(out, "[1:20] -A DSCO-7846 -i ta -j DROP")
+	})
 }

@@ -88,14 +88,14 @@ func NodeRules(daemon netip.Addr, servers []NodeServer) Rules {
 	}
 	for _, s := range servers {
 		main.rules = append(main.rules,
-			fmt.Sprintf("-d %s -p mobility-header %s", s.CareOf, targetQueue),
+			fmt.Sprintf("-d %s -p mh %s", s.CareOf, targetQueue),
 			fmt.Sprintf("-d %s -p ipv6-icmp -j $CHAIN%s", s.CareOf, errorsTo.suffix))
 	}
 	if len(servers) == 0 {
 		return r
 	}
 	main.rules = append(main.rules,
-		fmt.Sprintf("-d %s -p mobility-header %s", daemon, targetQueue),
+		fmt.Sprintf("-d %s -p mh %s", daemon, targetQueue),
 		fmt.Sprintf("-d %s -p ipv6-icmp -j $CHAIN%s", daemon, tunnelErrors.suffix))
 	r.v6 = append([]chain{main, errorsTo, tunnelErrors}, tuns...)
 	if len(tuns) > 0 {
@@ -178,7 +178,7 @@ func HomeAgentRules(addr netip.Addr, prefixes []netip.Prefix) Rules {
 	}
 	errorsTo := errorChain("-err", quotes(41, 44, 135))
 	main := chain{hook: "PREROUTING", rules: []string{
-		fmt.Sprintf("-d %s -p mobility-header %s", addr, targetQueue),
+		fmt.Sprintf("-d %s -p mh %s", addr, targetQueue),
 		fmt.Sprintf("-d %s -p ipv6-icmp -m icmp6 --icmpv6-type 146 %s", addr, targetBypass),
 		fmt.Sprintf("-d %s -p ipv6-icmp -j $CHAIN%s", addr, errorsTo.suffix),
 	}}
@@ -215,7 +215,7 @@ func CorrespondentRules(addrs, homes []netip.Addr) Rules {
 	in := chain{hook: "PREROUTING"}
 	for _, d := range to {
 		in.rules = append(in.rules,
-			fmt.Sprintf("-p mobility-header %s%s", d, targetBypass),
+			fmt.Sprintf("-p mh %s%s", d, targetBypass),
 			fmt.Sprintf("-p ipv6-icmp %s-j $CHAIN%s", d, errorsTo.suffix),
 			fmt.Sprintf("-m ipv6header --header ipv6-opts --soft %s%s", d, targetBypass))
 	}
@@ -223,7 +223,7 @@ func CorrespondentRules(addrs, homes []netip.Addr) Rules {
 	if len(homes) == 0 {
 		return r
 	}
-	out := chain{suffix: "-out", hook: "OUTPUT", rules: []string{"-p mobility-header -j RETURN"}}
+	out := chain{suffix: "-out", hook: "OUTPUT", rules: []string{"-p mh -j RETURN"}}
 	for _, h := range homes {
 		if err := checkAddr("home address", h); err != nil {
 			return Rules{err: err}
@@ -252,7 +252,7 @@ func jump(hook, chain string) string {
 func script(queue uint16, chains []chain, saved string) string {
 	name := chainName(queue)
 	var b strings.Builder
-	jumps, old := ours(name, saved)
+	jumps, old, _ := ours(name, saved)
 	for _, j := range jumps {
 		fmt.Fprintf(&b, "-D %s\n", j)
 	}
@@ -290,8 +290,9 @@ func script(queue uint16, chains []chain, saved string) string {
 }
 
 // ours finds the chains named name and below, and the rules in other chains
-// that lead to them, in what iptables-save has printed.
-func ours(name, saved string) (jumps, chains []string) {
+// that lead to them, in what iptables-save has printed; rules is how many there
+// are in those chains.
+func ours(name, saved string) (jumps, chains []string, rules int) {
 	is := func(chain string) bool { return chain == name || strings.HasPrefix(chain, name+"-") }
 	for line := range strings.Lines(saved) {
 		line = strings.TrimSpace(line)
@@ -300,11 +301,26 @@ func ours(name, saved string) (jumps, chains []string) {
 		case len(f) < 2:
 		case strings.HasPrefix(line, ":") && is(f[0][1:]):
 			chains = append(chains, f[0][1:])
-		case f[0] == "-A" && !is(f[1]) && (f[len(f)-2] == "-j" || f[len(f)-2] == "-g") && is(f[len(f)-1]):
+		case f[0] == "-A" && is(f[1]):
+			rules++
+		case f[0] == "-A" && (f[len(f)-2] == "-j" || f[len(f)-2] == "-g") && is(f[len(f)-1]):
 			jumps = append(jumps, strings.TrimPrefix(line, "-A "))
 		}
 	}
-	return jumps, chains
+	return jumps, chains, rules
+}
+
+// whole reports whether saved has all of the chains, their rules, and what leads
+// to them.
+func whole(queue uint16, chains []chain, saved string) bool {
+	jumps, there, rules := ours(chainName(queue), saved)
+	for _, c := range chains {
+		rules -= len(c.rules)
+		if c.hook != "" && !slices.Contains(jumps, jump(c.hook, chainName(queue)+c.suffix)) {
+			return false
+		}
+	}
+	return rules == 0 && len(there) == len(chains)
 }
 
 var interfaceName = regexp.MustCompile(`^[A-Za-z0-9_.:@=-]{1,15}$`)

@@ -2,7 +2,6 @@ package filter
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -17,23 +16,6 @@ import (
 
 	"github.com/distributed-servers/ds/internal/netns/netnstest"
 	"github.com/distributed-servers/ds/internal/probe"
-	"github.com/distributed-servers/ds/mobility/wire"
-)
-
-// Each test with real packets owns this network:
-//
-//	the test ── vb ══ va ── kernel ── ta ══ tb ── the test
-//	  (away)          (here)         (in the place of a TUN: careOf, service)
-//
-// The kernel forwards. The test sends and receives Ethernet frames on vb and tb,
-// where there is no IPv6.
-var (
-	here    = netip.MustParseAddr("2001:db8:1::1")
-	away    = netip.MustParseAddr("2001:db8:1::2")
-	careOf  = netip.MustParseAddr("2001:db8:c::1")
-	service = netip.MustParseAddr("2001:db8:d::1")
-	peer    = netip.MustParseAddr("2001:db8:c:2::1") // care-of address of another node
-	other   = netip.MustParseAddr("2001:db8:e::1")
 )
 
 func TestMain(m *testing.M) {
@@ -52,6 +34,13 @@ func own(t *testing.T) bool {
 	return true
 }
 
+// A scene is the network that each test with real packets owns:
+//
+//	the test ── vb ══ va ── kernel ── ta ══ tb ── the test
+//	  (away)          (here)         (in the place of a TUN: careOf, service)
+//
+// The kernel forwards. The test sends and receives Ethernet frames on vb and tb,
+// where there is no IPv6. The addresses are in packets_test.go.
 type scene struct {
 	net, tun *port // vb, tb
 }
@@ -194,57 +183,6 @@ func is(want []byte) func([]byte) bool {
 	}
 }
 
-// Packets.
-
-func build(t testing.TB, p wire.Packet) []byte {
-	t.Helper()
-	b, err := p.Append(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
-func udp(t testing.TB, src, dst netip.Addr, payload string) []byte {
-	b := append([]byte{0, 7, 0, 7, 0, byte(8 + len(payload)), 0, 0}, payload...)
-	return build(t, wire.Packet{Src: src, Dst: dst, Protocol: wire.UDP, Payload: sumUDP(b, src, dst)})
-}
-
-// sumUDP puts the checksum in.
-func sumUDP(b []byte, src, dst netip.Addr) []byte {
-	binary.BigEndian.PutUint16(b[6:], 0)
-	sum := ^fold(append(pseudo(src, dst, wire.UDP, len(b)), b...))
-	binary.BigEndian.PutUint16(b[6:], sum)
-	return b
-}
-
-func pseudo(src, dst netip.Addr, proto wire.Protocol, n int) []byte {
-	s, d := src.As16(), dst.As16()
-	b := append(s[:], d[:]...)
-	b = binary.BigEndian.AppendUint32(b, uint32(n))
-	return append(b, 0, 0, 0, byte(proto))
-}
-
-func mobility(t testing.TB, p wire.Packet, m wire.Message) []byte {
-	p.Protocol, p.Payload = wire.Mobility, m.Append(nil, p.Source(), p.Destination())
-	return build(t, p)
-}
-
-func icmpError(t testing.TB, src, dst netip.Addr, kind wire.ErrorKind, code uint8, quoted []byte) []byte {
-	m := wire.ICMPError{Kind: kind, Code: code, Quoted: quoted}
-	return build(t, wire.Packet{Src: src, Dst: dst, Protocol: wire.ICMPv6, Payload: m.Append(nil, src, dst)})
-}
-
-// insert puts an extension header, whose first octet it fills, behind the IPv6
-// header of b.
-func insert(b []byte, kind wire.Protocol, header ...byte) []byte {
-	out := append(append(append([]byte{}, b[:40]...), header...), b[40:]...)
-	out[40] = b[6]
-	out[6] = byte(kind)
-	binary.BigEndian.PutUint16(out[4:], uint16(len(out)-40))
-	return out
-}
-
 // Filters.
 
 // queued collects what a filter has queued.
@@ -293,7 +231,12 @@ func tables(t testing.TB) string {
 			t.Fatal(err)
 		}
 		for line := range strings.Lines(out) {
-			if line[0] != '#' {
+			switch line[0] {
+			case '#':
+			case ':':
+				name, _, _ := strings.Cut(line, " [") // without the counters
+				all += name + "\n"
+			default:
 				all += line
 			}
 		}

@@ -72,6 +72,23 @@ func (f family) apply(queue uint16, chains []chain) error {
 	return err
 }
 
+// installed reports whether the rules of r are all there.
+func installed(queue uint16, r Rules) (bool, error) {
+	for _, v := range []struct {
+		family
+		chains []chain
+	}{{ipv4, r.v4}, {ipv6, r.v6}} {
+		if len(v.chains) == 0 {
+			continue
+		}
+		saved, _, err := runProgram(v.save, "", "-t", "mangle")
+		if err != nil || !whole(queue, v.chains, saved) {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
 // systemDirs are where the system's programs are.
 var systemDirs = []string{"/usr/sbin", "/sbin"}
 

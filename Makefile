@@ -4,17 +4,18 @@ GO             ?= go
 FUZZTIME       ?= 60s
 FUZZTIME_CHECK ?= 5s
 BENCH          ?= .
+PREFIX         ?= /usr
 
 export GO
 
-.PHONY: build help demo e2e check bench fuzz
+.PHONY: build help demo e2e check bench fuzz man install
 
 build: ## build the commands into ./bin
 	@mkdir -p bin
 	$(GO) build -o bin/ ./cmd/...
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: build ## hand live HTTP transfers over between two servers: processes as root, in memory otherwise
 	./bin/ds demo
@@ -31,3 +32,21 @@ bench: build ## run the benchmarks of every package (BENCH=regexp), then time mi
 
 fuzz: ## fuzz every target of every package, FUZZTIME each (default 60s)
 	@FUZZTIME='$(FUZZTIME)' sh internal/tools/fuzz.sh
+
+man: build ## write the man pages, made of what --help says, into ./bin/man
+	@rm -rf bin/man
+	./bin/ds docs man bin/man/man1
+	./bin/dsco docs man bin/man/man8
+
+install: man ## install commands, man pages, units and completion below DESTDIR
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man8 \
+		$(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/sysusers.d \
+		$(DESTDIR)$(PREFIX)/share/doc/dsco $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	install bin/ds bin/dsco $(DESTDIR)$(PREFIX)/bin
+	install -m 644 bin/man/man1/* $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 bin/man/man8/* $(DESTDIR)$(PREFIX)/share/man/man8
+	install -m 644 packaging/*.service $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -m 644 packaging/dsco.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/dsco.conf
+	install -m 644 docs/*.toml docs/api.md $(DESTDIR)$(PREFIX)/share/doc/dsco
+	./bin/ds completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/ds
+	./bin/dsco completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/dsco

@@ -14,7 +14,8 @@ import (
 )
 
 // BenchmarkQueue is what a packet costs through the queue and back: forwarded
-// without a rule (none), accepted, and replaced. The time of the processor, the
+// without a rule (none), accepted, and replaced; and accepted without the library
+// (bare). The time of the processor, the
 // kernel's and ours, counts on a machine where others run too: cpu-ns/op. It runs
 // in a network of its own, in another process whose figures are shown.
 func BenchmarkQueue(b *testing.B) {
@@ -38,6 +39,14 @@ func BenchmarkQueue(b *testing.B) {
 	} {
 		forward(b, bm.name, s, bm.packet, bm.rules, bm.v)
 	}
+	b.Run("bare/64", func(b *testing.B) {
+		if err := install(7846, nodeRules); err != nil {
+			b.Fatal(err)
+		}
+		stop := acceptBare(b)
+		defer stop()
+		roundTrips(b, s, small)
+	})
 }
 
 // BenchmarkOthers is what the rules cost a packet that is not their concern, and
@@ -86,19 +95,25 @@ func forward(b *testing.B, name string, s *scene, packet []byte, rules Rules, v 
 			b.Fatal(err)
 		}
 		defer f.Close()
-		const batch = 64 // on their way at a time
-		arrived := 0
-		start := processorTime(b)
-		for i := range b.N {
-			s.net.send(packet)
-			if i%batch == batch-1 || i == b.N-1 {
-				for ; arrived <= i; arrived++ {
-					s.tun.receive(is(packet))
-				}
+		roundTrips(b, s, packet)
+	})
+}
+
+// roundTrips sends packets and waits for them, some at a time.
+func roundTrips(b *testing.B, s *scene, packet []byte) {
+	const batch = 64
+	arrived := 0
+	b.ResetTimer()
+	start := processorTime(b)
+	for i := range b.N {
+		s.net.send(packet)
+		if i%batch == batch-1 || i == b.N-1 {
+			for ; arrived <= i; arrived++ {
+				s.tun.receive(is(packet))
 			}
 		}
-		b.ReportMetric(float64(processorTime(b)-start)/float64(b.N), "cpu-ns/op")
-	})
+	}
+	b.ReportMetric(float64(processorTime(b)-start)/float64(b.N), "cpu-ns/op")
 }
 
 func processorTime(b *testing.B) int64 {

@@ -46,9 +46,15 @@
 // A queue that is full drops, whoever listens: to TCP that is congestion, and
 // signalling is repeated.
 //
+// What throws all rules away, as loading a firewall again often does, is noticed
+// after a while ([Config].Watch), and they are put back.
+//
 // # Cost
 //
-// A packet takes 10 µs through the queue and back, most of it in the library
-// and in waking up: `go test -bench . ./daemon/filter`. On a node and a home
-// agent no data packet comes here.
+// A packet through the queue and back takes about four times as long as one that
+// is only forwarded: 10 µs on a quiet machine, two thirds of which are the
+// library's (on two cores that a dozen others wanted, 39 µs of processor time, and
+// 15 with two bare system calls: go test -bench Queue ./daemon/filter). On a node
+// and a home agent no data packet comes here. To packets that are not their
+// concern the rules add at most a tenth of what forwarding costs (-bench Others).
 package filter

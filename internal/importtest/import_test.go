@@ -71,6 +71,12 @@ var rules = []rule{
 		why:  "daemon/rawip is a leaf: packets in and out of sockets, whatever is in them",
 	},
 	{
+		from:   []string{"./daemon/filter", "./daemon/host"},
+		to:     []string{"./..."},
+		except: []string{"./mobility/wire", "./internal/netns"},
+		why:    "daemon/filter and daemon/host change the kernel for any role, and know what packets look like at most: what for is the roles' concern",
+	},
+	{
 		from:   []string{"."},
 		to:     []string{"./..."},
 		except: []string{"./stack", "./migrate", "./tun", "./daemon/api"},
@@ -171,6 +177,9 @@ func TestBroken(t *testing.T) {
 			"./daemon/api imports .", "must not link the daemon"},
 		{"rawip is a leaf", graph{"./daemon/rawip": {"./mobility/wire"}},
 			"./daemon/rawip imports ./mobility/wire", "daemon/rawip is a leaf"},
+		{"filter on wire", graph{"./daemon/filter": {"./mobility/wire"}}, "", ""},
+		{"host knows no role", graph{"./daemon/host": {"./daemon/config"}},
+			"./daemon/host imports ./daemon/config", "change the kernel for any role"},
 		{"stack on tun", graph{"./stack": {"./tun", gvisor, "net"}}, "", ""},
 		{"stack knows no internal package", graph{"./stack": {"./internal/lab"}},
 			"./stack imports ./internal/lab", "nothing of migration"},

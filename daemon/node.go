@@ -101,6 +101,10 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		return err
 	}
 
+	// All that may be missing is told before anything is changed.
+	if err := host.Require(host.IPv6, host.NetAdmin, host.NetRaw, host.TUN, filter.Usable(cfg.Queue)); err != nil {
+		return err
+	}
 	h, err := host.Open(host.Config{State: cfg.State, Logger: n.log})
 	if err != nil {
 		return err

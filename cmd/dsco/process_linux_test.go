@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/daemon/filter"
 	"github.com/distributed-servers/ds/internal/netns/netnstest"
 	"github.com/distributed-servers/ds/internal/probe"
 	"github.com/distributed-servers/ds/internal/testcert"
@@ -90,12 +91,11 @@ func newPlace(t *testing.T) *place {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const tunDevice = 10<<8 | 200
-	if err := unix.Mknod(filepath.Join(dir, "tun"), unix.S_IFCHR|0o666, tunDevice); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(filepath.Join(dir, "tun"), 0o666); err != nil {
-		t.Fatal(err)
+	for name, minor := range map[string]uint32{"tun": 200, "no-tun": 199} { // the second is no driver's
+		path := filepath.Join(dir, name)
+		if err := errors.Join(unix.Mknod(path, unix.S_IFCHR, int(unix.Mkdev(10, minor))), os.Chmod(path, 0o666)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	exe, err := os.ReadFile("/proc/self/exe")
 	if err == nil {
@@ -128,27 +128,34 @@ func newPlace(t *testing.T) *place {
 	return p
 }
 
-// write writes the configuration, with the user that may attach.
-func (p *place) write(user string) {
+// write writes the configuration, with the user that may attach, and changes.
+func (p *place) write(user string, change ...string) {
 	p.t.Helper()
-	if err := os.WriteFile(p.config, fmt.Appendf(nil, nodeFile, p.dir, user), 0o644); err != nil {
+	text := strings.NewReplacer(change...).Replace(fmt.Sprintf(nodeFile, p.dir, user))
+	if err := os.WriteFile(p.config, []byte(text), 0o644); err != nil {
 		p.t.Fatal(err)
 	}
 }
 
 // unit is what systemd does for the units of packaging/: a user, two
 // capabilities, and a TUN device which that user may open.
-const unit = `mount --bind "$1" /dev/net/tun || exit
-shift
-exec setpriv --reuid 4242 --regid 4242 --clear-groups --no-new-privs --bounding-set -all,+net_admin,+net_raw \
-	--inh-caps -all,+net_admin,+net_raw --ambient-caps -all,+net_admin,+net_raw "$@"`
+const unit = `mount --bind "$TUN" /dev/net/tun || exit
+exec setpriv --reuid 4242 --regid 4242 --clear-groups --no-new-privs --bounding-set -all$CAPS \
+	--inh-caps -all$CAPS --ambient-caps -all$CAPS "$0" "$@"`
 
 // start starts dsco.
 func (p *place) start(args ...string) (*exec.Cmd, *log) {
 	p.t.Helper()
+	return p.startWith(filepath.Join(p.dir, "tun"), ",+net_admin,+net_raw", args...)
+}
+
+// startWith starts it with another TUN device, or other capabilities.
+func (p *place) startWith(tun, caps string, args ...string) (*exec.Cmd, *log) {
+	p.t.Helper()
 	args = append(args, "--config", p.config)
-	cmd := exec.CommandContext(p.t.Context(), "unshare", append([]string{"--mount", "sh", "-c", unit, "sh", filepath.Join(p.dir, "tun"), filepath.Join(p.dir, "dsco")}, args...)...)
-	cmd.Env = append(os.Environ(), dscoEnv+"=1", "NOTIFY_SOCKET="+p.notify.LocalAddr().String(), "GORACE=atexit_sleep_ms=0")
+	cmd := exec.CommandContext(p.t.Context(), "unshare", append([]string{"--mount", "sh", "-c", unit, filepath.Join(p.dir, "dsco")}, args...)...)
+	cmd.Env = append(os.Environ(), dscoEnv+"=1", "TUN="+tun, "CAPS="+caps,
+		"NOTIFY_SOCKET="+p.notify.LocalAddr().String(), "GORACE=atexit_sleep_ms=0")
 	out := new(log)
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
@@ -289,5 +296,65 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 	if left, err := os.ReadDir(filepath.Join(p.dir, "run")); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// What cannot work is told, with its cure, and nothing has changed on the host.
+func TestRefusals(t *testing.T) {
+	if !netnstest.Run(t) {
+		return
+	}
+	probe.Skip(t, probe.Users, probe.TUN, probe.NFQueue, probe.Program("ip"), probe.Program("setpriv"), probe.Program("unshare"), probe.Program("ip6tables-restore"))
+	p := newPlace(t)
+	p.until("the address is there", func() bool { return strings.Contains(p.changed(), "local 2001:db8:5::a dev lan0") })
+
+	// Others have the port and the queue.
+	l, err := net.Listen("tcp", "[2001:db8:5::a]:7000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	queue, err := filter.Open(filter.Config{Queue: 7001, Handler: func(filter.Packet) filter.Verdict { return filter.Accept() }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer queue.Close()
+	file := filepath.Join(p.dir, "file")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+
+	const both = ",+net_admin,+net_raw"
+	tun := filepath.Join(p.dir, "tun")
+	before := p.changed()
+	for _, tt := range []struct {
+		name      string
+		tun, caps string
+		change    []string // of the configuration
+		want      string   // with the cure in it
+	}{
+		{"no capability", tun, "", nil, "CAP_NET_ADMIN"},
+		{"no raw sockets", tun, ",+net_admin", nil, "CAP_NET_RAW"},
+		{"no TUN", filepath.Join(p.dir, "no-tun"), both, nil, "modprobe tun"},
+		{"an address of no interface", tun, both, []string{`address = "2001:db8:5::a"`, `address = "2001:db8:5::b"`}, "2001:db8:5::b"},
+		{"no such interface", tun, both, []string{`"lan0"`, `"nowhere0"`}, "nowhere0"},
+		{"the port is taken", tun, both, []string{"[node]", "[node]\ncontrol_port = 7000"}, "7000"},
+		{"the queue is taken", tun, both, []string{"[node]", "[node]\nqueue = 7001"}, "queue 7001"},
+		{"the socket's place is taken", tun, both, []string{p.dir + "/run/s", file}, "not a socket"},
+		{"no state directory", tun, both, []string{p.dir + "/state", "/proc/nowhere"}, "/proc/nowhere"},
+		{"no such group", tun, both, []string{`group = "4242"`, `group = "no-such-group"`}, "groupadd"},
+	} {
+		p.write("root", tt.change...)
+		cmd, out := p.startWith(tt.tun, tt.caps, "node")
+		err := cmd.Wait()
+		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+		last := lines[len(lines)-1]
+		if err == nil || !strings.Contains(out.String(), "dsco: ") || !strings.Contains(out.String(), tt.want) || !strings.ContainsAny(last, ";?") {
+			t.Errorf("%s: %v: %s", tt.name, err, out)
+		}
+		t.Logf("%s: %s", tt.name, last)
+		if after := p.changed(); after != before {
+			t.Errorf("%s: before:\n%s\nafter:\n%s", tt.name, before, after)
+		}
 	}
 }

@@ -1,12 +1,23 @@
 package stack
 
+import "slices"
+
 // SetSuperSegments lets connections made from now on build packets of n
 // segments for the link to cut up, 0: none.
 func (s *Stack) SetSuperSegments(n int) {
 	s.link.superPacket = superPacketSize(s.MTU(), n)
 }
 
-// Coalescer is for benchmarks.
-type Coalescer struct{ c coalescer }
+// Kept takes what a hold has kept of what arrived, KeptOut copies what it has of
+// what would leave.
+func (h *Hold) Kept() [][]byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.in.take()
+}
 
-func (c *Coalescer) Merge(batch [][]byte) [][]byte { return c.c.merge(batch) }
+func (h *Hold) KeptOut() [][]byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.out.packets)
+}

@@ -2,8 +2,6 @@ package stack
 
 import (
 	"bytes"
-	"encoding/binary"
-	"math/bits"
 
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -12,6 +10,7 @@ import (
 // coalescer merges segments that have arrived together: one packet of several
 // segments costs the netstack little more than one of a single segment. It
 // comes after the filter, so that what a hold keeps or forwards is what arrived.
+// It has to check checksums, so the netstack need not.
 type coalescer struct {
 	room []byte // where the packets of a batch are put together
 }
@@ -25,14 +24,13 @@ type run struct {
 	ip, tcp int    // sizes of the headers
 	size    int    // of the first segment
 	next    uint32 // sequence number
-	sum     uint16 // of the payload
 	merged  bool   // p is the last thing in room
 }
 
 // merge returns the packets of a batch with consecutive segments of one
 // connection merged where they follow each other. It uses up the slice; the
 // packets are valid until it is called again.
-func (c *coalescer) merge(batch [][]byte) [][]byte {
+func (c *coalescer) merge(batch []arrived) []arrived {
 	if len(batch) < 2 {
 		return batch
 	}
@@ -42,15 +40,18 @@ func (c *coalescer) merge(batch [][]byte) [][]byte {
 	c.room = c.room[:0]
 	out := batch[:0]
 	var last run
-	for _, p := range batch {
-		this := mergeable(p)
-		if this.p != nil && last.p != nil && c.join(&last, &this) {
-			out[len(out)-1] = last.p
-			continue
+	for _, a := range batch {
+		this := mergeable(a)
+		if this.p != nil {
+			a.verified = true
+			if last.p != nil && c.join(&last, &this) {
+				out[len(out)-1].p = last.p
+				continue
+			}
 		}
 		last.finish()
 		last = this
-		out = append(out, p)
+		out = append(out, a)
 	}
 	last.finish()
 	return out
@@ -59,7 +60,11 @@ func (c *coalescer) merge(batch [][]byte) [][]byte {
 // mergeable looks at a packet that others may be merged with: one with data,
 // nothing out of the ordinary, and a right checksum. The zero run means that it
 // is not.
-func mergeable(p []byte) run {
+func mergeable(a arrived) run {
+	p := a.p
+	if a.size != 0 {
+		return run{}
+	}
 	var ip int
 	var pseudo uint16
 	switch {
@@ -85,12 +90,10 @@ func mergeable(p []byte) run {
 	if n < header.TCPMinimumSize || n >= len(t) || t.Flags()&never != 0 || t.Flags()&header.TCPFlagAck == 0 {
 		return run{}
 	}
-	r := run{p: p, ip: ip, tcp: n, size: len(t) - n, next: t.SequenceNumber() + uint32(len(t)-n)}
-	r.sum = checksum.Checksum(t[n:], 0)
-	if checksum.Checksum(t[:n], checksum.Combine(pseudo, checksum.Combine(r.sum, uint16(len(t))))) != 0xffff {
+	if !a.partial && !a.verified && checksum.Checksum(t, checksum.Combine(pseudo, uint16(len(t)))) != 0xffff {
 		return run{}
 	}
-	return r
+	return run{p: p, ip: ip, tcp: n, size: len(t) - n, next: t.SequenceNumber() + uint32(len(t)-n)}
 }
 
 // join appends the segment of b to a if it follows, and nothing that the
@@ -127,12 +130,6 @@ func (c *coalescer) join(a, b *run) bool {
 	} else if len(c.room)+b.size > cap(c.room) {
 		return false
 	}
-	// Octets at odd offsets are the low ones of the sum's words.
-	sum := b.sum
-	if (len(a.p)-a.ip-a.tcp)%2 == 1 {
-		sum = bits.ReverseBytes16(sum)
-	}
-	a.sum = checksum.Combine(a.sum, sum)
 	c.room = append(c.room, bt[b.tcp:]...)
 	a.p = a.p[:len(a.p)+b.size]
 	a.next = b.next
@@ -141,24 +138,18 @@ func (c *coalescer) join(a, b *run) bool {
 	return true
 }
 
-// finish gives a merged packet its length and its checksum.
+// finish gives a merged packet its length. Its TCP checksum is the first
+// segment's.
 func (r *run) finish() {
 	if !r.merged {
 		return
 	}
-	t := header.TCP(r.p[r.ip:])
-	addresses := r.p[8:40]
 	if r.ip == ip6Size {
-		setPayloadLength(r.p, len(t))
-	} else {
-		addresses = r.p[12:20]
-		h := header.IPv4(r.p)
-		binary.BigEndian.PutUint16(h[2:], uint16(len(h)))
-		h.SetChecksum(0)
-		h.SetChecksum(^h.CalculateChecksum())
+		setPayloadLength(r.p, len(r.p)-ip6Size)
+		return
 	}
-	t.SetChecksum(0)
-	sum := checksum.Checksum(addresses, uint16(nextTCP))
-	sum = checksum.Combine(sum, checksum.Combine(r.sum, uint16(len(t))))
-	t.SetChecksum(^checksum.Checksum(t[:r.tcp], sum))
+	h := header.IPv4(r.p)
+	h.SetTotalLength(uint16(len(h)))
+	h.SetChecksum(0)
+	h.SetChecksum(^h.CalculateChecksum())
 }

@@ -5,49 +5,24 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
-	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
 // With segmentation offload the netstack sends super-packets: TCP packets of
 // several segments, without the checksum, which somebody below cuts up. It is
-// cheaper, since what a packet costs on its way down is paid once for many
-// segments. That somebody is here, before the filter and the shim, so that what
-// a hold keeps are packets.
-
-// superSegments is how many segments a super-packet has. Six take most of the
-// gain. More are cheaper still on a perfect link, but netstack takes a
-// super-packet of which a segment is lost for lost as a whole: with 24 it
-// fills half of a path that loses one packet in a hundred (BenchmarkBulk,
-// BenchmarkLossy).
-const superSegments = 6
-
-// superPacketSize is the size of the super-packets of a link, 0 if it is better
-// without.
-func superPacketSize(mtu, segments int) int {
-	// What netstack reserves for headers, and what it puts into a segment with
-	// SACK, in IPv6: all segments should be full.
-	const reserved = header.TCPTotalHeaderMaximumSize + 1
-	payload := mtu - ip6Size - header.TCPHeaderMaximumSize
-	if payload <= 0 {
-		return 0
-	}
-	if segments = min(segments, (0xffff-reserved)/payload); segments < 2 {
-		return 0
-	}
-	return reserved + segments*payload
-}
+// cheaper, since what a packet costs on its way is paid once for many segments.
+// Where nobody below does it, this does.
 
 // segmenter cuts a super-packet up in its place.
 type segmenter struct {
 	b       []byte // the super-packet is at b[shimHeadroom:]
 	mss     int
 	payload int // where what is left of the payload begins in b
-	ip      int // size of the IP header
+	ip      int // where the TCP header is
 	seq     uint32
 	id      uint16 // IPv4's identification
 	flags   header.TCPFlags
 	pseudo  uint16 // checksum of addresses and protocol
-	header  [header.IPv4MaximumHeaderSize + header.TCPHeaderMaximumSize]byte
+	header  [maxHeaders]byte
 	size    int // of the headers, which are those of the first segment
 }
 
@@ -58,8 +33,8 @@ const (
 	onlyFirst = header.TCPFlagCwr
 )
 
-// start takes the netstack's packet at b[shimHeadroom:]; ok is false if it is
-// not one with a TCP segment.
+// start takes the packet at b[shimHeadroom:]; ok is false if it is not one with
+// a TCP segment behind headers of a common size.
 func (g *segmenter) start(b []byte, mss int) (ok bool) {
 	p := b[shimHeadroom:]
 	if mss <= 0 || len(p) < header.IPv4MinimumSize {
@@ -68,7 +43,15 @@ func (g *segmenter) start(b []byte, mss int) (ok bool) {
 	var addresses []byte
 	switch p[0] >> 4 {
 	case 6:
-		if g.ip = ip6Size; len(p) < g.ip || p[6] != nextTCP {
+		next := 6
+		for g.ip = ip6Size; len(p) > g.ip && p[next] != nextTCP; {
+			n := extensionSize(p, g.ip)
+			if n == 0 || p[next] != nextHopByHop && p[next] != nextRouting && p[next] != nextDestOptions {
+				return false
+			}
+			next, g.ip = g.ip, g.ip+n
+		}
+		if len(p) < g.ip {
 			return false
 		}
 		addresses = p[8:40]
@@ -86,7 +69,7 @@ func (g *segmenter) start(b []byte, mss int) (ok bool) {
 	}
 	t := header.TCP(p[g.ip:])
 	n := g.ip + int(t.DataOffset())
-	if t.DataOffset() < header.TCPMinimumSize || len(p) < n {
+	if t.DataOffset() < header.TCPMinimumSize || len(p) < n || n > len(g.header) {
 		return false
 	}
 	g.b, g.mss = b, mss
@@ -137,31 +120,3 @@ func (g *segmenter) next() []byte {
 	}
 	return q
 }
-
-// sendSuper sends the super-packet at b[shimHeadroom:], through the filter. It
-// uses b up.
-func (l *link) sendSuper(b []byte, mss int) {
-	var g segmenter
-	if !g.start(b, mss) {
-		return
-	}
-	for p := g.next(); p != nil; p = g.next() {
-		if !l.filter.outbound(p[shimHeadroom:]) {
-			l.sendScratch(p)
-		}
-	}
-}
-
-// GSOMaxSize and SupportedGSO implement gstack.GSOEndpoint. To the netstack the
-// link looks like a host that cuts super-packets up.
-
-func (l *link) GSOMaxSize() uint32 { return uint32(l.superPacket) }
-
-func (l *link) SupportedGSO() gstack.SupportedGSO {
-	if l.superPacket == 0 {
-		return gstack.GSONotSupported
-	}
-	return gstack.HostGSOSupported
-}
-
-var _ gstack.GSOEndpoint = (*link)(nil)

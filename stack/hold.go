@@ -33,7 +33,8 @@ type filter struct {
 
 	// deliver serialises the inbound path with changes of the table, so that
 	// when a hold has begun no packet is between check and netstack any more.
-	deliver sync.Mutex
+	// Readers of several queues hold it at a time.
+	deliver sync.RWMutex
 
 	// mu guards the tables. The outbound path takes it alone, for it can run
 	// inside the inbound one.
@@ -298,11 +299,13 @@ func (h *Hold) end(first [][]byte, back, deliver bool) {
 		for _, p := range packets {
 			switch forward := f.forwarder(p); {
 			case forward != nil:
-				if p = hop(p); p != nil {
-					away = append(away, func() { forward(p) })
-				}
+				h.link.fitting(p).each(func(p []byte) {
+					if p = hop(p); p != nil {
+						away = append(away, func() { forward(p) })
+					}
+				})
 			case deliver:
-				h.link.deliver(p)
+				h.link.deliver(arrived{p: p})
 			}
 		}
 	}
@@ -392,10 +395,10 @@ func (f *filter) forwarder(p []byte) func(p []byte) {
 }
 
 // inbound decides about a packet from the device: taken means that it does not
-// go to the netstack, forward, if not nil, that it goes there instead. deliver is
-// held; forward must be called without it, since it may end in another stack's.
-func (f *filter) inbound(p []byte) (taken bool, forward func(p []byte)) {
-	h := f.holder(p, inboundFlow)
+// go to the netstack, forward, if not nil, that it goes there instead, cut up.
+// deliver is held; forward must be called without it, since it may end in another stack's.
+func (f *filter) inbound(a arrived) (taken bool, forward func(p []byte)) {
+	h := f.holder(a.p, inboundFlow)
 	if h == nil {
 		return false, nil
 	}
@@ -405,7 +408,7 @@ func (f *filter) inbound(p []byte) (taken bool, forward func(p []byte)) {
 		return false, nil
 	}
 	if h.forward == nil {
-		h.in.push(p, f.limit)
+		a.each(func(p []byte) { h.in.push(p, f.limit) })
 	}
 	return true, h.forward
 }

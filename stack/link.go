@@ -8,157 +8,68 @@ import (
 	"sync"
 	"time"
 
-	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/distributed-servers/ds/tun"
 )
 
 // link is the netstack's link endpoint: it moves packets between the device
-// and the netstack, through the filter.
+// and the netstack, through the filter. receive.go and transmit.go have the two
+// ways.
 type link struct {
-	dev    tun.Device
+	dev    tun.OffloadDevice
 	clock  tcpip.Clock
 	filter filter
 	shim   *shim // nil: none
-	// superPacket is the size up to which the netstack builds packets that
-	// gso.go cuts up, 0: none.
+	// superPacket is the size up to which the netstack builds packets of
+	// several segments, 0: none.
 	superPacket int
 
 	mu         sync.Mutex
-	dispatcher gstack.NetworkDispatcher // set once, by CreateNIC
-	reading    chan struct{}            // closed when the reader has ended; nil: paused
+	dispatcher gstack.NetworkDispatcher  // set once, by CreateNIC
+	network    [2]gstack.NetworkEndpoint // behind it, of IPv6 and IPv4; set before start
+	reading    *sync.WaitGroup           // done when the readers have ended; nil: paused
 	stopped    bool
 
-	// scratch holds buffers to flatten outgoing packets into, behind
-	// shimHeadroom.
-	scratch sync.Pool
+	transmits sync.Pool // of *transmit
 }
 
 func newLink(dev tun.Device, clock tcpip.Clock, holdLimit int) *link {
-	l := &link{dev: dev, clock: clock, filter: filter{
+	l := &link{dev: offloadDevice(dev), clock: clock, filter: filter{
 		limit:   holdLimit,
 		tuples:  make(map[Tuple]*Hold),
 		clients: make(map[netip.Addr]*Hold),
 	}}
-	l.scratch.New = func() any { b := make([]byte, 0, shimHeadroom+dev.MTU()); return &b }
+	l.transmits.New = newTransmit
 	return l
+}
+
+// setSuperPacket decides on the size of super-packets, when the MTU is known.
+func (l *link) setSuperPacket() {
+	switch _, simple := l.dev.(*simpleDevice); {
+	case simple:
+		// A device in memory: what costs is not the packet.
+	case l.dev.Offloads():
+		l.superPacket = superPacketSize(int(l.MTU()), offloadSegments)
+	default:
+		l.superPacket = superPacketSize(int(l.MTU()), superSegments)
+	}
 }
 
 func (l *link) start() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.reading = make(chan struct{})
-	go l.read(l.reading)
+	l.startLocked()
 }
 
-// read moves packets inward until the device ends or its deadline passes.
-func (l *link) read(done chan<- struct{}) {
-	defer close(done)
-	b := make([]byte, l.dev.MTU())
-	for {
-		n, err := l.dev.Read(b)
-		if err != nil {
-			return // closed, or paused by the deadline
-		}
-		l.arrive(b[:n])
+// startLocked starts a reader for each queue.
+func (l *link) startLocked() {
+	l.reading = new(sync.WaitGroup)
+	for q := range l.dev.Queues() {
+		l.reading.Go(newReader(l, q).run)
 	}
-}
-
-// arrive takes a packet from the device.
-func (l *link) arrive(p []byte) {
-	if l.shim != nil {
-		q, signal := l.shim.inbound(p)
-		if signal && l.shim.signalling != nil {
-			l.shim.signalling(p)
-		}
-		if q == nil {
-			return
-		}
-		p = q
-	}
-	l.receive(p)
-}
-
-// receive takes a packet from the shim.
-func (l *link) receive(p []byte) {
-	l.filter.deliver.Lock()
-	taken, forward := l.filter.inbound(p)
-	if !taken {
-		l.deliver(p)
-	}
-	l.filter.deliver.Unlock()
-	if forward != nil {
-		if p = hop(p); p != nil {
-			forward(p)
-		}
-	}
-}
-
-// deliver hands a packet to the netstack, past the filter.
-func (l *link) deliver(p []byte) {
-	if len(p) == 0 || l.deliverSmallMTU(p) {
-		return
-	}
-	var proto tcpip.NetworkProtocolNumber
-	switch p[0] >> 4 {
-	case 6:
-		proto = ipv6.ProtocolNumber
-	case 4:
-		proto = ipv4.ProtocolNumber
-	default:
-		return
-	}
-	pkt := gstack.NewPacketBuffer(gstack.PacketBufferOptions{Payload: buffer.MakeWithData(p)})
-	l.dispatcher.DeliverNetworkPacket(proto, pkt)
-	pkt.DecRef()
-}
-
-// send writes a packet to the device, past the filter. A device that fails is
-// a link that loses packets: TCP copes or times out.
-func (l *link) send(p []byte) {
-	if l.shim == nil {
-		l.dev.Write(p)
-		return
-	}
-	b := l.scratch.Get().(*[]byte)
-	*b = append((*b)[:shimHeadroom], p...)
-	l.sendScratch(*b)
-	l.scratch.Put(b)
-}
-
-// sendScratch is send for the packet at b[shimHeadroom:]. It uses b up.
-func (l *link) sendScratch(b []byte) {
-	p := b[shimHeadroom:]
-	if l.shim != nil {
-		if p = l.shim.outbound(b); p == nil {
-			return
-		}
-	}
-	l.dev.Write(p)
-}
-
-// WritePackets implements gstack.LinkWriter.
-func (l *link) WritePackets(pkts gstack.PacketBufferList) (int, tcpip.Error) {
-	b := l.scratch.Get().(*[]byte)
-	defer l.scratch.Put(b)
-	for _, pkt := range pkts.AsSlice() {
-		*b = (*b)[:shimHeadroom]
-		for _, s := range pkt.AsSlices() {
-			*b = append(*b, s...)
-		}
-		switch {
-		case pkt.GSOOptions.Type != gstack.GSONone:
-			l.sendSuper(*b, int(pkt.GSOOptions.MSS))
-		case !l.filter.outbound((*b)[shimHeadroom:]):
-			l.sendScratch(*b)
-		}
-	}
-	return pkts.Len(), nil
 }
 
 func (l *link) pause() error {
@@ -173,7 +84,7 @@ func (l *link) pause() error {
 	if err := l.dev.SetReadDeadline(time.Unix(1, 0)); err != nil {
 		return fmt.Errorf("stack: pause: %w", err)
 	}
-	<-l.reading
+	l.reading.Wait()
 	l.reading = nil
 	return nil
 }
@@ -190,12 +101,11 @@ func (l *link) resume() error {
 	if err := l.dev.SetReadDeadline(time.Time{}); err != nil {
 		return fmt.Errorf("stack: resume: %w", err)
 	}
-	l.reading = make(chan struct{})
-	go l.read(l.reading)
+	l.startLocked()
 	return nil
 }
 
-// stop closes the device and waits for the reader.
+// stop closes the device and waits for the readers.
 func (l *link) stop() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -208,7 +118,7 @@ func (l *link) stop() error {
 	}
 	err := l.dev.Close()
 	if l.reading != nil {
-		<-l.reading
+		l.reading.Wait()
 	}
 	if errors.Is(err, os.ErrClosed) {
 		return nil
@@ -216,8 +126,10 @@ func (l *link) stop() error {
 	return err
 }
 
-// The rest of gstack.LinkEndpoint. The link has no address and no header, and
-// checksums are computed and checked in the netstack.
+// The rest of gstack.LinkEndpoint. The link has no address and no header. What is
+// left out of checksums it says for each packet, since the netstack takes
+// capabilities to be about all: those of the SYNs and of what is not TCP it
+// computes and checks.
 
 func (l *link) SetMTU(uint32)                                 {}
 func (l *link) MaxHeaderLength() uint16                       { return 0 }

@@ -261,7 +261,7 @@ func (s *Stack) change(what string, f func(*shim) error) error {
 
 // Send writes a packet to the device as it is, past netstack, filter and shim:
 // a mobility message. It keeps no reference to it.
-func (s *Stack) Send(packet []byte) { s.link.dev.Write(packet) }
+func (s *Stack) Send(packet []byte) { s.link.sendRaw(packet) }
 
 // Tunnel sends a packet to another node in a tunnel: a straggler whose
 // connection has moved there, as [Hold.Forward] hands it out, already with one
@@ -271,13 +271,11 @@ func (s *Stack) Tunnel(to netip.Addr, packet []byte) {
 	if l.shim == nil || !l.shim.tunnelEnd(to) {
 		return
 	}
-	b := l.scratch.Get().(*[]byte)
-	defer l.scratch.Put(b)
-	*b = append((*b)[:shimHeadroom], packet...)
-	t := tunnelTo(l.shim.careOf, to.As16())
-	if p := t.wrap(*b, shimHeadroom); p != nil {
-		l.dev.Write(p)
-	}
+	via := tunnelTo(l.shim.careOf, to.As16())
+	t := l.getTransmit()
+	t.flat = append(t.flat[:shimHeadroom], packet...)
+	l.transmitFlat(t, 0, way{via: &via}, t.flat)
+	l.putTransmit(t)
 }
 
 // ShimStats returns the counters of the shim.

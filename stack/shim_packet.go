@@ -62,11 +62,12 @@ func tunnelTo(from, to [16]byte) (t tunnel) {
 
 func (t *tunnel) dst() [16]byte { return [16]byte(t[24:]) }
 
-// wrap puts the tunnel's header before the packet at b[at:]. It returns nil for
-// what cannot be in a tunnel, or is in this one already (RFC 2473 §4.1.2).
-func (t *tunnel) wrap(b []byte, at int) []byte {
+// wrap puts the tunnel's header before the packet that begins at b[at:], of
+// which rest octets are elsewhere. It returns nil for what cannot be in a tunnel,
+// or is in this one already (RFC 2473 §4.1.2).
+func (t *tunnel) wrap(b []byte, at, rest int) []byte {
 	p := b[at:]
-	if len(p) < ip6Size || p[0]>>4 != 6 || len(p) > 0xffff || [32]byte(p[8:40]) == [32]byte(t[8:40]) {
+	if len(p) < ip6Size || p[0]>>4 != 6 || len(p)+rest > 0xffff || [32]byte(p[8:40]) == [32]byte(t[8:40]) {
 		return nil
 	}
 	q := b[at-ip6Size:]
@@ -75,34 +76,51 @@ func (t *tunnel) wrap(b []byte, at int) []byte {
 	// the packet (RFC 2473 §6.4, RFC 6040 §4.1); so is the flow label, which
 	// keeps a flow on one path (RFC 6438 §3).
 	copy(q, p[:4])
-	setPayloadLength(q, len(p))
+	setPayloadLength(q, len(p)+rest)
 	return q
 }
 
-// outbound makes of the netstack's packet at b[shimHeadroom:] what goes to the
-// device; the octets before it are free. It returns nil if it drops it.
-func (s *shim) outbound(b []byte) []byte {
-	p := b[shimHeadroom:]
+// way is how the shim sends a packet: the zero way as it is, or by a binding, or
+// through a tunnel.
+type way struct {
+	binding bool
+	via     *tunnel
+}
+
+// way looks at a packet of the netstack, of which it needs the first header.
+func (s *shim) way(p []byte) (w way) {
 	if len(p) < ip6Size || p[0]>>4 != 6 || [16]byte(p[8:24]) != s.home {
-		return p
+		return way{}
 	}
 	if s.bindings.state(p[24:40]) == bound {
-		return s.addHomeOption(b)
+		return way{binding: true}
 	}
-	via := s.via.Load()
 	// What does not leave the link has no way through the home agent.
-	if via == nil || p[24] == 0xfe && p[25]&0xc0 == 0x80 || p[24] == 0xff && p[25]&0xf <= 2 {
-		return p
+	if p[24] == 0xfe && p[25]&0xc0 == 0x80 || p[24] == 0xff && p[25]&0xf <= 2 {
+		return way{}
 	}
-	return via.wrap(b, shimHeadroom)
+	return way{via: s.via.Load()}
+}
+
+// translate makes of the packet at b[shimHeadroom:], of which rest octets behind
+// all headers are elsewhere, the beginning of what goes to the device; the octets
+// before it are free. It returns nil if it drops it.
+func (s *shim) translate(w way, b []byte, rest int) []byte {
+	switch {
+	case w.binding:
+		return s.addHomeOption(b, rest)
+	case w.via != nil:
+		return w.via.wrap(b, shimHeadroom, rest)
+	}
+	return b[shimHeadroom:]
 }
 
 // addHomeOption makes the packet at b[shimHeadroom:] one from the care-of
 // address. Its checksum remains right, since to the upper layers it is from the
 // home address (RFC 6275 §11.3.1).
-func (s *shim) addHomeOption(b []byte) []byte {
+func (s *shim) addHomeOption(b []byte, rest int) []byte {
 	p := b[shimHeadroom:]
-	if len(p) > 0xffff {
+	if len(p)+rest+homeOptionSize-ip6Size > 0xffff {
 		return nil
 	}
 	// RFC 6275 §6.3: behind a routing header, before a fragment header; RFC
@@ -120,7 +138,7 @@ func (s *shim) addHomeOption(b []byte) []byte {
 	q[at] = q[next]
 	q[next] = nextDestOptions
 	copy(q[8:24], s.careOf[:])
-	setPayloadLength(q, len(q)-ip6Size)
+	setPayloadLength(q, len(q)+rest-ip6Size)
 	return q
 }
 

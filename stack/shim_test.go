@@ -44,6 +44,8 @@ func testShim(t testing.TB, clients ...netip.Addr) *shim {
 // in and out run a copy of a packet through the shim.
 func (s *shim) in(p []byte) (q []byte, signal bool) { return s.inbound(slices.Clone(p)) }
 
+func (s *shim) outbound(b []byte) []byte { return s.translate(s.way(b[shimHeadroom:]), b, 0) }
+
 func (s *shim) out(p []byte) []byte {
 	return s.outbound(append(make([]byte, shimHeadroom), p...))
 }
@@ -440,12 +442,12 @@ func TestShimThere(t *testing.T) {
 	}
 	p := tcpPacket(clientAddr, homeAddr, header.TCPFlagAck, nil, []byte("straggler"))
 	here := tunnelTo(careOfAddr.As16(), peerAddr.As16())
-	q, signal := there.in(here.wrap(append(make([]byte, shimHeadroom), p...), shimHeadroom))
+	q, signal := there.in(here.wrap(append(make([]byte, shimHeadroom), p...), shimHeadroom, 0))
 	if signal || !bytes.Equal(q, p) {
 		t.Errorf("delivered %x: want %x", q, p)
 	}
-	again := here.wrap(append(make([]byte, 2*shimHeadroom), p...), 2*shimHeadroom)
-	if q := here.wrap(append(make([]byte, shimHeadroom), again...), shimHeadroom); q != nil {
+	again := here.wrap(append(make([]byte, 2*shimHeadroom), p...), 2*shimHeadroom, 0)
+	if q := here.wrap(append(make([]byte, shimHeadroom), again...), shimHeadroom, 0); q != nil {
 		t.Error("a packet went into a tunnel twice")
 	}
 }

@@ -134,6 +134,7 @@ func New(cfg Config) (*Stack, error) {
 		}
 		s.link.shim = shim
 	}
+	s.link.setSuperPacket()
 	if err := s.configure(cfg); err != nil {
 		s.ns.Destroy()
 		return nil, fmt.Errorf("stack: new: %w", err)
@@ -158,6 +159,13 @@ func (r randSource) Seed(int64) {}
 func (s *Stack) configure(cfg Config) error {
 	if err := s.ns.CreateNIC(nicID, s.link); err != nil {
 		return fmt.Errorf("create interface on %s: %s", cfg.Device.Name(), err)
+	}
+	for i, proto := range []tcpip.NetworkProtocolNumber{ipv6.ProtocolNumber, ipv4.ProtocolNumber} {
+		ep, err := s.ns.GetNetworkEndpoint(nicID, proto)
+		if err != nil {
+			return fmt.Errorf("protocol %d of the interface: %s", proto, err)
+		}
+		s.link.network[i] = ep
 	}
 	for _, a := range cfg.Addrs {
 		if err := s.addAddr(a); err != nil {
@@ -258,11 +266,11 @@ func (s *Stack) Resume() error { return s.link.resume() }
 // Inject delivers a packet as if it had come from the device, and the shim had
 // passed it: a held packet of another node, or a straggler that it forwards. It
 // keeps no reference to p.
-func (s *Stack) Inject(p []byte) { s.link.receive(p) }
+func (s *Stack) Inject(p []byte) { s.link.receive([]arrived{{p: p}}, nil) }
 
 // Arrive takes a packet as if the device had read it: for a program that has
 // the device's packets itself. It keeps no reference to p.
-func (s *Stack) Arrive(p []byte) { s.link.arrive(p) }
+func (s *Stack) Arrive(p []byte) { s.link.arrive([]arrived{{p: p}}, nil) }
 
 // Closed tells whether Close was called.
 func (s *Stack) Closed() bool {

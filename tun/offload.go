@@ -29,10 +29,12 @@ type OffloadDevice interface {
 	// packets without a checksum. If not, every Offload is the zero value.
 	Offloads() bool
 
-	// ReadPacket waits for the next packet of a queue. It is in b, which
-	// should have HeaderRoom + MaxPacket octets: what is longer is truncated.
-	// The deadline and Close end it as they end Read.
-	ReadPacket(queue int, b []byte) (packet []byte, o Offload, err error)
+	// ReadPacket returns the next packet of a queue, within the first
+	// HeaderRoom octets of b and as many as it has; b should have HeaderRoom +
+	// MaxPacket, for what is longer is truncated. If there is none it waits,
+	// or without wait returns nil. The deadline and Close end it as they end
+	// Read.
+	ReadPacket(queue int, b []byte, wait bool) (packet []byte, o Offload, err error)
 
 	// WritePacket sends the packet whose octets are those of parts, one after
 	// the other, of which the first has all of the IP header. There are at

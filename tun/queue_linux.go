@@ -1,6 +1,7 @@
 package tun
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -15,6 +16,7 @@ type queue struct {
 	file    *os.File
 	conn    syscall.RawConn
 	header  int       // size of the virtual network header, 0: none
+	reader  reader
 	writers sync.Pool // of *writer
 }
 
@@ -26,26 +28,57 @@ func newQueue(fd, header int) (*queue, error) {
 		q.file.Close()
 		return nil, err
 	}
+	q.reader.call = q.reader.read
 	q.writers.New = func() any { return newWriter() }
 	return q, nil
 }
 
-func (q *queue) read(b []byte) ([]byte, Offload, error) {
+// reader is what a read needs, so that it allocates nothing.
+type reader struct {
+	b    []byte
+	wait bool
+	n    int
+	err  error
+	call func(fd uintptr) bool // read, bound once
+}
+
+// read tells whether it is done, or has to wait.
+func (r *reader) read(fd uintptr) bool {
 	for {
-		n, err := q.file.Read(b)
-		if err != nil {
+		switch r.n, r.err = unix.Read(int(fd), r.b); r.err {
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return !r.wait
+		default:
+			return true
+		}
+	}
+}
+
+func (q *queue) read(b []byte, wait bool) ([]byte, Offload, error) {
+	r := &q.reader
+	for {
+		r.b, r.wait = b, wait
+		err := q.conn.Read(r.call)
+		r.b = nil
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
 			return nil, Offload{}, err
-		}
-		if q.header == 0 {
-			return b[:n], Offload{}, nil
-		}
-		if n < q.header {
-			return nil, Offload{}, fmt.Errorf("tun: read: %d octets, fewer than the %d of the virtual network header", n, q.header)
+		case err != nil:
+			return nil, Offload{}, os.ErrClosed // the other thing it fails for
+		case r.err == unix.EAGAIN:
+			return nil, Offload{}, nil
+		case r.err != nil:
+			return nil, Offload{}, fmt.Errorf("tun: read: %w", r.err)
+		case q.header == 0:
+			return b[:r.n], Offload{}, nil
+		case r.n < q.header:
+			return nil, Offload{}, fmt.Errorf("tun: read: %d octets, fewer than the %d of the virtual network header", r.n, q.header)
 		}
 		// The kernel writes no header that does not fit its packet; one is
 		// passed by rather than ending the link.
-		if o, err := parseVnet(b, n-q.header); err == nil {
-			return b[q.header:n], o, nil
+		if o, err := parseVnet(b, r.n-q.header); err == nil {
+			return b[q.header:r.n], o, nil
 		}
 	}
 }

@@ -327,8 +327,8 @@ func (t *TUN) Queues() int { return len(t.queues) }
 func (t *TUN) Offloads() bool { return t.queues[0].header > 0 }
 
 // ReadPacket implements [OffloadDevice].
-func (t *TUN) ReadPacket(queue int, b []byte) ([]byte, Offload, error) {
-	return t.queues[queue].read(b)
+func (t *TUN) ReadPacket(queue int, b []byte, wait bool) ([]byte, Offload, error) {
+	return t.queues[queue].read(b, wait)
 }
 
 // WritePacket implements [OffloadDevice]. A packet that is neither IPv4 nor

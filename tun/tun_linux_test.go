@@ -133,7 +133,7 @@ func testOpen(t *testing.T, config tun.Config) {
 	if _, err := netlink.RouteGet(peer6.AsSlice()); err == nil {
 		t.Error("the route outlived the device")
 	}
-	if _, _, err := d.ReadPacket(0, make([]byte, 1500)); !errors.Is(err, os.ErrClosed) {
+	if _, _, err := d.ReadPacket(0, make([]byte, 1500), true); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("ReadPacket after Close: %v", err)
 	}
 	if _, err := d.Write(make([]byte, 40)); !errors.Is(err, os.ErrClosed) {
@@ -190,7 +190,7 @@ func testDeadline(t *testing.T, d *tun.TUN) {
 	blocked := make(chan error)
 	go func() {
 		for b := make([]byte, 1500); ; {
-			if _, _, err := d.ReadPacket(0, b); err != nil {
+			if _, _, err := d.ReadPacket(0, b, true); err != nil {
 				blocked <- err
 				return
 			}
@@ -207,7 +207,7 @@ func testDeadline(t *testing.T, d *tun.TUN) {
 	const packets = 100
 	for i := range packets {
 		send(t, conn, there, fmt.Sprint(i))
-		if p, _, err := d.ReadPacket(0, make([]byte, 1500)); p != nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+		if p, _, err := d.ReadPacket(0, make([]byte, 1500), true); p != nil || !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatalf("ReadPacket after the deadline: %x, %v", p, err)
 		}
 	}
@@ -237,7 +237,7 @@ func TestCloseWakesRead(t *testing.T) {
 		for q := range c.Queues {
 			go func() {
 				for b := make([]byte, 1500); ; {
-					if _, _, err := d.ReadPacket(q, b); err != nil {
+					if _, _, err := d.ReadPacket(q, b, true); err != nil {
 						done <- err
 						return
 					}
@@ -524,7 +524,7 @@ func drain(t *testing.T, d *tun.TUN) {
 		if err := d.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := d.ReadPacket(0, b); errors.Is(err, os.ErrDeadlineExceeded) {
+		if _, _, err := d.ReadPacket(0, b, true); errors.Is(err, os.ErrDeadlineExceeded) {
 			return
 		} else if err != nil {
 			t.Fatal(err)
@@ -561,7 +561,7 @@ func nextUDP(d *tun.TUN, queue int, to netip.AddrPort) (src netip.AddrPort, payl
 // nextPacket is nextUDP for the packet around the datagram.
 func nextPacket(d *tun.TUN, queue int, to netip.AddrPort) (p []byte, o tun.Offload, err error) {
 	for b := make([]byte, 1500); ; {
-		p, o, err := d.ReadPacket(queue, b)
+		p, o, err := d.ReadPacket(queue, b, true)
 		if err != nil {
 			return nil, o, err
 		}

@@ -9,9 +9,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/distributed-servers/ds/internal/bench"
+	"github.com/distributed-servers/ds/internal/netbench"
 )
 
-const workerCommand = "tcp-repair-worker"
+const (
+	workerCommand    = "tcp-repair-worker"
+	netWorkerCommand = "net-worker"
+)
 
 func benchCommand() *cobra.Command {
 	c := &cobra.Command{
@@ -20,7 +24,15 @@ func benchCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(benchMigrateCommand(), &cobra.Command{
+	c.AddCommand(benchMigrateCommand(), benchNetCommand(), &cobra.Command{
+		Use:    netWorkerCommand,
+		Short:  "One of the processes of bench net (started by it)",
+		Hidden: true,
+		Args:   cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return netbench.Worker(c.Context(), args[0], os.Stdin, os.Stdout)
+		},
+	}, &cobra.Command{
 		Use:    workerCommand,
 		Short:  "Move connections of the kernel (started by bench migrate)",
 		Hidden: true,

@@ -25,6 +25,7 @@ var about = map[probe.Name]string{
 	probe.NFQueue:    "Netfilter queues: mobility packets to dsco",
 	probe.IP6Tunnel:  "the kernel's own tunnel to a home agent",
 	probe.MobileIPv6: "the kernel's own route optimisation",
+	probe.BPF:        "BPF: the client's part in ds bench net with route optimisation",
 }
 
 // finding is a line of the table.

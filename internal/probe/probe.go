@@ -24,6 +24,7 @@ const (
 	NFQueue    Name = "nfqueue"    // bind a Netfilter queue, in a network namespace
 	IP6Tunnel  Name = "ip6tnl"     // create an IPv6-in-IPv6 tunnel interface, in a network namespace
 	MobileIPv6 Name = "mip6"       // add a route optimisation state to the kernel, in a network namespace
+	BPF        Name = "bpf"        // load a BPF program for an interface
 	Arch       Name = "arch"       // 64 bits, little-endian
 	Kernel     Name = "kernel"     // a kernel that is new enough
 	Users      Name = "users"      // more than one user, as programs that give up privilege need
@@ -35,7 +36,7 @@ func Program(program string) Name { return Name(programPrefix + program) }
 const programPrefix = "program:"
 
 // Names lists every probe, what others depend on first.
-var Names = []Name{Arch, Kernel, Users, UserNS, NetNS, NetAdmin, TUN, TCPRepair, NFQueue, IP6Tunnel, MobileIPv6}
+var Names = []Name{Arch, Kernel, Users, UserNS, NetNS, NetAdmin, TUN, TCPRepair, NFQueue, IP6Tunnel, MobileIPv6, BPF}
 
 // Result is what a probe found.
 type Result struct {

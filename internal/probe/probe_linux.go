@@ -18,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/distributed-servers/ds/internal/kernelro"
 	"github.com/distributed-servers/ds/internal/netns"
 )
 
@@ -63,6 +64,7 @@ var attempts = []attempt{
 	{NFQueue, "use a kernel with CONFIG_NETFILTER_NETLINK_QUEUE (modprobe nfnetlink_queue)", tryNFQueue},
 	{IP6Tunnel, "use a kernel with CONFIG_IPV6_TUNNEL (modprobe ip6_tunnel); dsco tunnels by itself otherwise", tryIP6Tunnel},
 	{MobileIPv6, "use a kernel with CONFIG_IPV6_MIP6 (modprobe mip6); dsco is its own correspondent otherwise", tryMobileIPv6},
+	{BPF, "run as root outside of user namespaces, or with CAP_BPF and CAP_NET_ADMIN; on a kernel with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF", tryBPF},
 }
 
 const cureNS = "allow unprivileged user namespaces (sysctl user.max_user_namespaces, user.max_net_namespaces, " +
@@ -243,6 +245,8 @@ func tryNFQueue() (string, error) {
 	}
 	return "queue bound", nil
 }
+
+func tryBPF() (string, error) { return "classifiers loaded", kernelro.Probe() }
 
 func tryIP6Tunnel() (string, error) {
 	link := &netlink.Ip6tnl{

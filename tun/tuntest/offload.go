@@ -57,9 +57,9 @@ func (e *OffloadEnd) Queues() int { return len(e.in) }
 func (e *OffloadEnd) Offloads() bool { return true }
 
 // ReadPacket implements [tun.OffloadDevice].
-func (e *OffloadEnd) ReadPacket(queue int, b []byte) ([]byte, tun.Offload, error) {
-	p, err := e.in[queue].pop()
-	if err != nil {
+func (e *OffloadEnd) ReadPacket(queue int, b []byte, wait bool) ([]byte, tun.Offload, error) {
+	p, err := e.in[queue].pop(wait)
+	if err != nil || p.Data == nil {
 		return nil, tun.Offload{}, err
 	}
 	return b[:copy(b, p.Data)], p.Offload, nil

@@ -46,7 +46,7 @@ func (e *End) Deliver(p []byte) { e.in.push(Packet{Data: p}) }
 
 // Read implements [tun.Device].
 func (e *End) Read(p []byte) (int, error) {
-	packet, err := e.in.pop()
+	packet, err := e.in.pop(true)
 	return copy(p, packet.Data), err
 }
 

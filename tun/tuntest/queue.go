@@ -44,7 +44,8 @@ func (q *queue) push(p Packet) {
 	q.wake.Signal()
 }
 
-func (q *queue) pop() (Packet, error) {
+// pop returns the next packet, or without wait the zero Packet if there is none.
+func (q *queue) pop(wait bool) (Packet, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for {
@@ -61,6 +62,8 @@ func (q *queue) pop() (Packet, error) {
 				q.packets, q.head = q.packets[:0], 0
 			}
 			return p, nil
+		case !wait:
+			return Packet{}, nil
 		}
 		q.wake.Wait()
 	}

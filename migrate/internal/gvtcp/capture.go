@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/seqnum"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -335,11 +336,23 @@ func gather(pieces *snapshot.Pieces, pkt *stack.PacketBuffer) [][]byte {
 	return pieces.From(have)
 }
 
-// rawPacket is the whole IP packet of a received segment.
+// rawPacket is the whole IP packet of a received segment. It gets a checksum: a
+// link that offloads checksums may have left it out, and nobody has checked it
+// then.
 func rawPacket(g *segment) []byte {
 	v := g.pkt.ToView()
 	defer v.Release()
-	return append([]byte(nil), v.AsSlice()...)
+	p := append([]byte(nil), v.AsSlice()...)
+	n := len(g.pkt.NetworkHeader().Slice())
+	addresses := p[8:40] // of the IPv6 header
+	if p[0]>>4 == 4 {
+		addresses = p[12:20]
+	}
+	t := header.TCP(p[n:])
+	t.SetChecksum(0)
+	sum := checksum.Checksum(addresses, uint16(header.TCPProtocolNumber))
+	t.SetChecksum(^checksum.Checksum(t, checksum.Combine(sum, uint16(len(t)))))
+	return p
 }
 
 func addrOf(a tcpip.Address) netip.Addr {

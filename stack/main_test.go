@@ -1,0 +1,13 @@
+package stack_test
+
+import (
+	"os"
+	"testing"
+
+	"github.com/distributed-servers/ds/internal/probe"
+)
+
+func TestMain(m *testing.M) {
+	probe.Main()
+	os.Exit(m.Run())
+}

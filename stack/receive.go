@@ -1,0 +1,256 @@
+package stack
+
+import (
+	"encoding/binary"
+
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/distributed-servers/ds/tun"
+)
+
+// A packet's way in:
+//
+//	device ─► shim ─► filter ─► coalescer ─► netstack
+//	                    │
+//	                    └─ cut up, with whole checksums ─► a hold, another node
+//
+// A super-packet goes it as it is: it is cut up again only for a hold and for
+// other nodes, on whose way its segments must fit.
+
+// arrived is a packet from the device.
+type arrived struct {
+	p []byte
+	worth
+}
+
+// worth is what is known of a packet's segments.
+type worth struct {
+	partial  bool // the TCP checksum has only the pseudo-header's part, which may be wrong: nobody is to look
+	verified bool // the TCP checksum is right
+	size     int  // if not 0, a super-packet: the payload of each segment but the last
+}
+
+const (
+	// maxBatch is how many packets a reader takes before it passes them on.
+	maxBatch = 64
+	// trainSize is the size from which a packet is probably one of a train, so
+	// that it is worth to look for others.
+	trainSize = 1000
+)
+
+// reader moves the packets of a queue of the device inward.
+type reader struct {
+	link   *link
+	queue  int
+	room   int // for one packet
+	arena  []byte
+	batch  []arrived
+	merger coalescer
+}
+
+func newReader(l *link, queue int) *reader {
+	r := &reader{link: l, queue: queue, room: tun.HeaderRoom + l.dev.MTU(), batch: make([]arrived, 0, maxBatch)}
+	size := maxBatch * r.room
+	switch _, simple := l.dev.(*simpleDevice); {
+	case simple:
+		size = r.room
+	case l.dev.Offloads():
+		r.room = tun.HeaderRoom + tun.MaxPacket
+		size = max(size, 2*r.room)
+	}
+	r.arena = make([]byte, size)
+	return r
+}
+
+// run ends when the device does, or when its deadline has passed.
+func (r *reader) run() {
+	for {
+		if err := r.read(); err != nil {
+			return
+		}
+		r.link.arrive(r.batch, &r.merger)
+	}
+}
+
+// read waits for a packet, and takes those that came close behind it, which may
+// belong together.
+func (r *reader) read() error {
+	free := r.arena
+	r.batch = r.batch[:0]
+	for {
+		p, o, err := r.link.dev.ReadPacket(r.queue, free, len(r.batch) == 0)
+		switch {
+		case err != nil && len(r.batch) == 0:
+			return err
+		case err != nil || p == nil: // an error comes again
+			return nil
+		}
+		r.batch = append(r.batch, arrived{p, worthOf(p, o)})
+		free = free[tun.HeaderRoom+len(p):]
+		if len(p) < trainSize || o.SegmentSize != 0 || len(r.batch) == maxBatch || len(free) < r.room {
+			return nil
+		}
+	}
+}
+
+// worthOf takes over what the device knows of a packet. Checksums other than
+// TCP's it completes.
+func worthOf(p []byte, o tun.Offload) worth {
+	if o.Partial && o.SumOffset != header.TCPChecksumOffset {
+		if at := int(o.SumAt); at+int(o.SumOffset)+2 <= len(p) {
+			binary.BigEndian.PutUint16(p[at+int(o.SumOffset):], ^checksum.Checksum(p[at:], 0))
+		}
+		o.Partial = false
+	}
+	return worth{partial: o.Partial, verified: o.Verified, size: int(o.SegmentSize)}
+}
+
+// arrive takes packets from the device. It uses up the slice.
+func (l *link) arrive(batch []arrived, merger *coalescer) {
+	if l.shim != nil {
+		kept := batch[:0]
+		for _, a := range batch {
+			q, signal := l.shim.inbound(a.p)
+			if signal && l.shim.signalling != nil {
+				l.shim.signalling(a.p)
+			}
+			if q != nil {
+				kept = append(kept, arrived{q, a.worth})
+			}
+		}
+		batch = kept
+	}
+	l.receive(batch, merger)
+}
+
+// receive takes packets from the shim. It uses up the slice.
+func (l *link) receive(batch []arrived, merger *coalescer) {
+	var away []func()
+	kept := batch[:0]
+	l.filter.deliver.RLock()
+	for _, a := range batch {
+		taken, forward := l.filter.inbound(a)
+		if !taken {
+			kept = append(kept, a)
+		}
+		if forward != nil {
+			// Not with the lock: it may end in another stack's, and call us.
+			away = append(away, func() {
+				a.each(func(p []byte) {
+					if p = hop(p); p != nil {
+						forward(p)
+					}
+				})
+			})
+		}
+	}
+	for _, a := range merger.merge(kept) {
+		l.deliver(a)
+	}
+	l.filter.deliver.RUnlock()
+	for _, forward := range away {
+		forward()
+	}
+}
+
+// each calls f with the packets that a is on a wire: its segments, with whole
+// checksums. f must not keep what it gets.
+func (a arrived) each(f func(p []byte)) {
+	if !a.partial && a.size == 0 {
+		f(a.p)
+		return
+	}
+	size := a.size
+	if size == 0 {
+		size = len(a.p)
+	}
+	var g segmenter
+	if !g.start(append(make([]byte, shimHeadroom, shimHeadroom+len(a.p)), a.p...), size) {
+		return // nothing but TCP can be one
+	}
+	for q := g.next(); q != nil; q = g.next() {
+		f(q[shimHeadroom:])
+	}
+}
+
+// fitting is a packet that may be larger than others on the link, such as one
+// that the netstack had received whole and not looked at, so that each cuts it up.
+func (l *link) fitting(p []byte) arrived {
+	a := arrived{p: p}
+	if mtu := int(l.MTU()); len(p) > mtu {
+		a.size = mtu - ip6Size - header.TCPHeaderMaximumSize
+	}
+	return a
+}
+
+// deliver hands a packet to the netstack, past the filter.
+func (l *link) deliver(a arrived) {
+	p := a.p
+	if len(p) == 0 || l.deliverSmallMTU(p) {
+		return
+	}
+	version := p[0] >> 4
+	if a.partial || a.verified {
+		if isTCP(p) {
+			pkt := gstack.NewPacketBuffer(gstack.PacketBufferOptions{Payload: chunks(p)})
+			pkt.RXChecksumValidated = true
+			// Not through the interface, for which either all checksums are
+			// checked or none.
+			l.network[int(6-version)/2].HandlePacket(pkt)
+			pkt.DecRef()
+			return
+		}
+		if a.partial {
+			a.each(func(q []byte) { l.deliver(arrived{p: q}) })
+			return
+		}
+	}
+	var proto tcpip.NetworkProtocolNumber
+	switch version {
+	case 6:
+		proto = ipv6.ProtocolNumber
+	case 4:
+		proto = ipv4.ProtocolNumber
+	default:
+		return
+	}
+	pkt := gstack.NewPacketBuffer(gstack.PacketBufferOptions{Payload: chunks(p)})
+	l.dispatcher.DeliverNetworkPacket(proto, pkt)
+	pkt.DecRef()
+}
+
+// isTCP tells whether a packet is a TCP segment and nothing but, so that a
+// check of the TCP checksum is all that the netstack may leave out.
+func isTCP(p []byte) bool {
+	switch p[0] >> 4 {
+	case 6:
+		return len(p) >= ip6Size+header.TCPMinimumSize && p[6] == nextTCP
+	case 4:
+		if len(p) < header.IPv4MinimumSize+header.TCPMinimumSize || p[9] != nextTCP {
+			return false
+		}
+		h := header.IPv4(p)
+		return int(h.HeaderLength()) <= len(p) && h.IsChecksumValid() && !h.More() && h.FragmentOffset() == 0
+	}
+	return false
+}
+
+// chunkSize is what a packet is cut up into for the netstack, whose buffers have
+// sizes of powers of two, up to 64 KiB, and are zeroed before use: in one, a
+// packet of 33 KiB would cost as much as one of 64.
+const chunkSize = 32 << 10
+
+func chunks(p []byte) (b buffer.Buffer) {
+	for len(p) > 0 {
+		n := min(len(p), chunkSize)
+		b.Append(buffer.NewViewWithData(p[:n]))
+		p = p[n:]
+	}
+	return b
+}

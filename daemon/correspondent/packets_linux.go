@@ -110,7 +110,7 @@ func (r *Role) readTUN(queue int) error {
 	b := make([]byte, tun.HeaderRoom+tun.MaxPacket)
 	batch := r.sender.NewBatch()
 	for {
-		p, o, err := r.dev.ReadPacket(queue, b)
+		p, o, err := r.dev.ReadPacket(queue, b, true)
 		if err != nil {
 			return unlessClosed(err)
 		}

@@ -98,7 +98,7 @@ func (r *Role) readTUN() error {
 	}
 	var cutter rawip.Cutter
 	for {
-		p, o, err := r.dev.ReadPacket(0, b)
+		p, o, err := r.dev.ReadPacket(0, b, true)
 		if err != nil {
 			return unlessClosed(err)
 		}

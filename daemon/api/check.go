@@ -3,6 +3,7 @@ package api
 import (
 	"fmt"
 	"net/netip"
+	"unicode/utf8"
 )
 
 // field is something that a message may need.
@@ -96,8 +97,9 @@ func (m *Message) checkFields() error {
 		checkAddr("client", m.Client, false),
 		checkAddr("care-of address", m.CareOf, false),
 		checkLen("error", len(m.Error), maxError),
-		checkLen("node", max(len(m.To), len(m.From)), maxName),
-		checkLen("program", len(m.Program), maxName),
+		checkName("node", m.To),
+		checkName("node", m.From),
+		checkName("program", m.Program),
 		checkLen("state", len(m.State), maxElements),
 		checkLen("resume", len(m.Resume), maxElements),
 		checkConnections(m.Connections),
@@ -124,8 +126,9 @@ func (c *SessionConfig) check() error {
 		checkAddr("address of the contact", c.Via, true),
 		checkLen("peers", len(c.Peers), maxElements),
 		checkLen("nodes", len(c.Nodes), maxElements),
-		checkLen("node", max(len(c.Node), len(c.Contact)), maxName),
-		checkLen("interface", len(c.TUN), maxName),
+		checkName("node", c.Node),
+		checkName("node", c.Contact),
+		checkName("interface", c.TUN),
 	} {
 		if err != nil {
 			return err
@@ -137,8 +140,11 @@ func (c *SessionConfig) check() error {
 		}
 	}
 	for _, n := range c.Nodes {
-		if err := checkLen("node", len(n), maxName); err != nil || n == "" {
-			return fmt.Errorf("a node without a name, or with too long a one")
+		if n == "" {
+			return fmt.Errorf("a node without a name")
+		}
+		if err := checkName("node", n); err != nil {
+			return err
 		}
 	}
 	switch {
@@ -166,6 +172,14 @@ func checkAddr(what string, a netip.Addr, required bool) error {
 func checkLen(what string, n, most int) error {
 	if n > most {
 		return fmt.Errorf("%s: %d, more than %d", what, n, most)
+	}
+	return nil
+}
+
+// checkName wants what CBOR can have as text.
+func checkName(what, name string) error {
+	if len(name) > maxName || !utf8.ValidString(name) {
+		return fmt.Errorf("%s %.40q: longer than %d octets, or not UTF-8", what, name, maxName)
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -166,8 +168,14 @@ const maxElements = 1 << 20
 
 // AppendMessage appends a message in its frame: four octets with the length of
 // what follows, big-endian, and CBOR (RFC 8949). A message that lacks what its
-// kind needs is [ErrMessage].
+// kind needs is [ErrMessage]. An Error that is too long is cut, and
+// what of it is not UTF-8 is left out.
 func AppendMessage(b []byte, m *Message) ([]byte, error) {
+	if len(m.Error) > maxError || !utf8.ValidString(m.Error) {
+		copied := *m
+		copied.Error = strings.ToValidUTF8(m.Error[:min(len(m.Error), maxError)], "")
+		m = &copied
+	}
 	if err := m.check(); err != nil {
 		return b, err
 	}

@@ -118,8 +118,9 @@ func TestBadMessages(t *testing.T) {
 		"resume IPv4":         change(Hello, func(m *Message) { m.Resume = []netip.Addr{v4} }),
 		"care-of IPv4":        change(Done, func(m *Message) { m.CareOf = v4 }),
 		"long node":           change(Asked, func(m *Message) { m.To = strings.Repeat("x", 254) }),
+		"not UTF-8":           change(Hello, func(m *Message) { m.Program = "\xff" }),
+		"node not UTF-8":      changeConfig(func(c *SessionConfig) { c.Nodes = []string{"\xff"} }),
 		"long program":        change(Hello, func(m *Message) { m.Program = strings.Repeat("x", 254) }),
-		"long error":          {Kind: Imported, ID: 1, Error: strings.Repeat("x", 5000)},
 		"fewer than no conns": change(Owned, func(m *Message) { m.Connections = -1 }),
 		"no address":          changeConfig(func(c *SessionConfig) { c.Addr = netip.Addr{} }),
 		"no care-of":          changeConfig(func(c *SessionConfig) { c.CareOf = netip.Addr{} }),
@@ -135,6 +136,26 @@ func TestBadMessages(t *testing.T) {
 		if b, err := AppendMessage(nil, m); !errors.Is(err, ErrMessage) || len(b) > 0 {
 			t.Errorf("%s: got %v", name, err)
 		}
+	}
+}
+
+// A long error does not end a session: it is for people, and cut.
+func TestLongError(t *testing.T) {
+	m := &Message{Kind: Imported, ID: 1, Error: strings.Repeat("é", maxError)}
+	b, err := AppendMessage(nil, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadMessage(bytes.NewReader(b))
+	if err != nil || got.Error != strings.Repeat("é", maxError/2) || len(m.Error) != 2*maxError {
+		t.Errorf("%v, %d octets", err, len(got.Error))
+	}
+	m.Error = "\xffx" + m.Error // not a letter, and so that a letter is cut in two
+	if b, err = AppendMessage(nil, m); err != nil {
+		t.Fatal(err)
+	}
+	if got, err = ReadMessage(bytes.NewReader(b)); err != nil || !strings.HasPrefix(m.Error[1:], got.Error) {
+		t.Errorf("%v: %.10s", err, got.Error)
 	}
 }
 

@@ -82,16 +82,19 @@ func eventRow(w *tabwriter.Writer, e api.Event, whole bool) {
 	if e.Missed > 0 {
 		text = fmt.Sprintf("%d events", e.Missed)
 	}
-	cells := []any{e.Time.Local().Format("15:04:05.000000"), e.Kind}
-	if whole {
-		about := ""
-		switch {
-		case e.Client.IsValid():
-			about = e.Client.String()
-		case e.Server.IsValid():
-			about = e.Server.String()
-		}
-		cells = append(cells, about)
+	fmt.Fprintf(w, "%s\t%s\t", e.Time.Local().Format("15:04:05.000000"), e.Kind)
+	switch {
+	case !whole:
+	case e.Client.IsValid():
+		fmt.Fprintf(w, "%s\t", e.Client)
+	case e.Server.IsValid():
+		fmt.Fprintf(w, "%s\t", e.Server)
+	default:
+		fmt.Fprint(w, "\t")
 	}
-	row(w, append(cells, e.Node, number(e.Epoch), text)...)
+	epoch := ""
+	if e.Epoch > 0 {
+		epoch = fmt.Sprintf("epoch %d", e.Epoch)
+	}
+	fmt.Fprintf(w, "%s\t%s\t%s\n", e.Node, epoch, text)
 }

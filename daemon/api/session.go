@@ -49,6 +49,8 @@ type Session struct {
 	r    *bufio.Reader
 	in   *descriptors // of the application's end
 
+	heard bool // a message, so that the deadline for the first is over
+
 	mu      sync.Mutex
 	sent    bool // something, whatever it was
 	err     error
@@ -84,7 +86,8 @@ const (
 var ErrSlow = errors.New("api: session: the other end does not read")
 
 // NewSession returns the daemon's end of a session on conn, which it owns from
-// then on. What r has read of conn already, if it is not nil, comes first.
+// then on. What r has read of conn already, if it is not nil, comes first. If
+// conn has a deadline for reading, that is one for the first message.
 func NewSession(conn *net.UnixConn, r *bufio.Reader) *Session { return newSession(conn, r, daemon) }
 
 func newSession(conn *net.UnixConn, r *bufio.Reader, e end) *Session {
@@ -112,7 +115,13 @@ func (s *Session) Receive() (*Message, error) {
 	case err == nil && rules[m.Kind].from == s.end:
 		err = fmt.Errorf("%w: %s from the %s", ErrMessage, m.Kind, 3-s.end)
 	case err == nil:
-		return m, nil
+		if !s.heard {
+			s.heard = true
+			err = s.conn.SetReadDeadline(time.Time{})
+		}
+		if err == nil {
+			return m, nil
+		}
 	case errors.Is(err, syscall.ECONNRESET): // closed without having read everything
 		err = io.EOF
 	}

@@ -229,6 +229,7 @@ func (s *Server) attach(q *request) error {
 	}
 	defer c.Close()
 	c.SetDeadline(time.Time{})
+	c.SetReadDeadline(time.Now().Add(s.cfg.RequestTimeout)) // for the hello
 	if _, err := rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + api.SessionProtocol + "\r\n\r\n"); err != nil {
 		return nil
 	}

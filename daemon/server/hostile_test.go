@@ -53,7 +53,8 @@ func TestSlow(t *testing.T) {
 	s, _ := serve(t, Config{RequestTimeout: 50 * time.Millisecond})
 	head := strings.TrimSuffix(postOf("handoff", "", strings.Repeat(" ", 100)), strings.Repeat(" ", 100))
 	for name, send := range map[string]string{
-		"nothing": "", "half a line": "GET /v1/st", "half a header": "GET /v1/status HTTP/1.1\r\nHost: x\r\n",
+		"no hello": "POST /v1/servers/2001:db8::1/attach HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: dsco-session/1\r\n\r\n",
+		"nothing":  "", "half a line": "GET /v1/st", "half a header": "GET /v1/status HTTP/1.1\r\nHost: x\r\n",
 		"half a body": head + "{", "half a body, of a call that does not exist": strings.Replace(head, "/v1/", "/v9/", 1) + "{",
 	} {
 		conn := dialRaw(t, s)

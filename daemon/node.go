@@ -237,7 +237,7 @@ func (n *Node) rules() filter.Rules {
 
 // queued decides on a packet from the Netfilter queue.
 func (n *Node) queued(p filter.Packet) filter.Verdict {
-	class := filter.Classify(filter.Node, p.Hook, p.Payload)
+	class := filter.Classify(filter.Node, p.Payload)
 	if class == filter.Take || class == filter.Copy {
 		n.signalling(slices.Clone(p.Payload))
 	}

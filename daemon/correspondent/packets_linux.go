@@ -64,7 +64,7 @@ func (r *Role) lost(local netip.Addr) {
 
 // queued decides on a packet of the Netfilter queue.
 func (r *Role) queued(p filter.Packet) filter.Verdict {
-	switch filter.Classify(filter.Correspondent, p.Hook, p.Payload) {
+	switch filter.Classify(filter.Correspondent, p.Payload) {
 	case filter.Pass:
 		return filter.Accept()
 	case filter.Discard:

@@ -98,7 +98,7 @@ func New(cfg config.Correspondent, log *slog.Logger) (_ *Role, err error) {
 	}
 	r.filter, err = filter.Open(filter.Config{
 		Queue:   r.cfg.Queue,
-		Rules:   filter.CorrespondentRules(r.cfg.Addresses, nil),
+		Rules:   filter.CorrespondentRules(r.cfg.Addresses),
 		Handler: r.queued,
 		Logger:  log,
 	})

@@ -63,7 +63,7 @@ func BenchmarkOthers(b *testing.B) {
 	}{
 		{"none", Rules{}},
 		{"node", NodeRules(here, servers)},
-		{"correspondent", CorrespondentRules(nil, nil)},
+		{"correspondent", CorrespondentRules(nil)},
 		{"none-again", Rules{}},
 	} {
 		forward(b, bm.name, s, udp(b, away, careOf, "1"), bm.rules, accepting)

@@ -45,12 +45,8 @@ const (
 	icmpPrefixSolicitation = 146
 )
 
-// Classify says whose a packet is that the rules of a role have queued at a
-// hook.
-func Classify(role Role, hook Hook, b []byte) Class {
-	if role == Correspondent && hook == Output {
-		return Take
-	}
+// Classify says whose a packet is that the rules of a role have queued.
+func Classify(role Role, b []byte) Class {
 	s, ok := look(b)
 	if !ok {
 		return Pass // the kernel judges what is no mobility message

@@ -7,11 +7,11 @@
 // A kernel without Mobile IPv6 answers a mobility header with an ICMPv6
 // Parameter Problem and forwards one that is for somebody else; either is wrong
 // where a daemon is the mobile node, the home agent or the correspondent. So the
-// mangle table's PREROUTING chain, which packets pass before they are routed,
-// sends them to the daemon:
+// raw table's PREROUTING chain, which packets pass before connection tracking sees
+// them and before they are routed, sends them to the daemon:
 //
 //	               PREROUTING          routing
-//	network ──────► mangle ──────────────┬──► local
+//	network ───────► raw ────────────────┬──► local
 //	                  │  ▲               └──► forwarded (a TUN)
 //	        NFQUEUE   ▼  │ verdict: accept, drop, replace
 //	                 Filter ──► Handler

@@ -233,10 +233,10 @@ func TestRulesThrownAway(t *testing.T) {
 	}
 	with := tables(t)
 	for i, thrown := range []string{
-		"*mangle\n-F PREROUTING\nCOMMIT\n",
-		"*mangle\n-F\nCOMMIT\n",
-		"*mangle\n-F\n-X\nCOMMIT\n",
-		"*mangle\n-D DSCO-7846 1\nCOMMIT\n",
+		"*raw\n-F PREROUTING\nCOMMIT\n",
+		"*raw\n-F\nCOMMIT\n",
+		"*raw\n-F\n-X\nCOMMIT\n",
+		"*raw\n-D DSCO-7846 1\nCOMMIT\n",
 	} {
 		// It may come between our look and our change, too.
 		if _, _, err := runProgram(ipv6.restore, thrown, "--noflush", "-w", "5"); err != nil {

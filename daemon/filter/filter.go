@@ -61,15 +61,6 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// Hook is where in the kernel a packet was queued.
-type Hook uint8
-
-// Hooks that rules are made for, by their numbers in the kernel (NF_INET_*).
-const (
-	Prerouting Hook = 0 // before it is routed: from the network, or from a TUN
-	Output     Hook = 3 // sent by this host
-)
-
 // Packet is one that waits in the queue.
 type Packet struct {
 	// Payload is the whole packet, from the IPv6 header on. It is the Handler's
@@ -77,20 +68,15 @@ type Packet struct {
 	// cut yet.
 	Payload []byte
 
-	Hook Hook
-
-	// InIndex and OutIndex are the interfaces it came by and leaves by; 0: none.
-	InIndex, OutIndex int
-
-	Mark uint32 // SO_MARK, or what other rules have set
+	// InIndex is the interface that it came by.
+	InIndex int
 
 	// Partial means that the checksum of the upper layer covers the
 	// pseudo-header only: a device would complete it. [Replace] does; who
 	// sends the packet in another way calls [CompleteChecksum].
 	Partial bool
 
-	// Super means that the packet will be cut into segments, or was merged of
-	// some. On Output it cannot be replaced: see [Replace].
+	// Super means that it was merged of segments, or has not been cut yet.
 	Super bool
 }
 
@@ -115,12 +101,10 @@ func Accept() Verdict { return Verdict{kind: accept} }
 // Drop ends it: it is lost, or the daemon has it.
 func Drop() Verdict { return Verdict{kind: drop} }
 
-// Replace lets payload go on in the packet's place. A partial checksum is
-// completed in it. On [Output] it is routed again if its destination changed.
-//
-// A super-packet cannot be replaced on Output if that changes its destination or
-// its length: the kernel cuts it afterwards, and would compute each checksum with
-// the care-of address. It is dropped and counted ([Stats]); send it another way.
+// Replace lets payload go on in the packet's place, to this host. A partial
+// checksum is completed in it. (A super-packet that is forwarded is cut afterwards,
+// and the kernel computes the checksums with the addresses in the IPv6 headers,
+// even where a home address counts.)
 func Replace(payload []byte) Verdict { return Verdict{kind: replace, payload: payload} }
 
 // Stats counts packets since Open.

@@ -181,7 +181,7 @@ func (f *Filter) packet(nfq *nfqueue.Nfqueue, a nfqueue.Attribute) {
 	}
 	s.packets.Add(1)
 	v := f.cfg.Handler(p)
-	if v.kind == replace && (len(v.payload) > maxPacket || p.Super && p.Hook == Output) {
+	if v.kind == replace && len(v.payload) > maxPacket {
 		s.failed.Add(1)
 		v = Drop()
 	} else {

@@ -48,8 +48,8 @@ func TestNodeQueues(t *testing.T) {
 		before := f.Stats().Packets
 		s.net.send(tc.b)
 		if tc.queued {
-			if p := q.next(t); !is(tc.b)(p.Payload) || p.Hook != Prerouting || p.InIndex == 0 {
-				t.Errorf("%s: queued %x at hook %d from %d", name, p.Payload, p.Hook, p.InIndex)
+			if p := q.next(t); !is(tc.b)(p.Payload) || p.InIndex == 0 {
+				t.Errorf("%s: queued %x from %d", name, p.Payload, p.InIndex)
 			}
 		}
 		s.tun.receive(is(tc.b))
@@ -172,7 +172,7 @@ func TestNodeSpoofingIPv4(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "a packet dropped", func() bool {
-		out, _, err := runProgram(ipv4.save, "", "-t", "mangle", "-c")
+		out, _, err := runProgram(ipv4.save, "", "-t", table, "-c")
 		return err == nil && strings.Contains(out, "[1:20] -A DSCO-7846 -i ta -j DROP")
 	})
 }

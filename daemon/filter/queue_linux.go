@@ -180,17 +180,8 @@ func packetOf(a *nfqueue.Attribute) (p Packet, ok bool) {
 	if a.Payload != nil {
 		p.Payload = *a.Payload
 	}
-	if a.Hook != nil {
-		p.Hook = Hook(*a.Hook)
-	}
 	if a.InDev != nil {
 		p.InIndex = int(*a.InDev)
-	}
-	if a.OutDev != nil {
-		p.OutIndex = int(*a.OutDev)
-	}
-	if a.Mark != nil {
-		p.Mark = *a.Mark
 	}
 	if a.SkbInfo != nil && len(*a.SkbInfo) == 4 {
 		info := binary.BigEndian.Uint32(*a.SkbInfo)

@@ -105,8 +105,8 @@ func TestCorrespondentQueues(t *testing.T) {
 	}
 	s := newScene(t)
 	for name, rules := range map[string]Rules{
-		"all addresses": CorrespondentRules(nil, nil),
-		"one address":   CorrespondentRules([]netip.Addr{here}, nil),
+		"all addresses": CorrespondentRules(nil),
+		"one address":   CorrespondentRules([]netip.Addr{here}),
 	} {
 		f, q := open(t, rules, dropping)
 		routed := build(t, wire.Packet{Src: here, Dst: away, Routing: service, Protocol: wire.UDP, Payload: make([]byte, 8)})
@@ -144,7 +144,7 @@ func TestCorrespondentBypass(t *testing.T) {
 		return
 	}
 	s := newScene(t)
-	if err := install(7846, CorrespondentRules(nil, []netip.Addr{service})); err != nil {
+	if err := install(7846, CorrespondentRules(nil)); err != nil {
 		t.Fatal(err)
 	}
 	s.net.send(build(t, wire.Packet{Src: away, Dst: here, Home: service, Protocol: wire.UDP, Payload: sumUDP(make([]byte, 8), service, here)}))

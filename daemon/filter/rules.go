@@ -19,11 +19,11 @@ type Rules struct {
 	err    error
 }
 
-// A chain is a chain of the mangle table. In its rules $QUEUE is the target
+// A chain is a chain of the raw table. In its rules $QUEUE is the target
 // that queues, $CHAIN the name of the daemon's chains.
 type chain struct {
 	suffix string // of its name
-	hook   string // the built-in chain that leads to it; "": others do
+	first  bool   // PREROUTING leads to it; otherwise another of ours does
 	rules  []string
 }
 
@@ -61,11 +61,11 @@ func NodeRules(daemon netip.Addr, servers []NodeServer) Rules {
 	if err := checkAddr("daemon's address", daemon); err != nil {
 		return Rules{err: err}
 	}
-	main := chain{hook: "PREROUTING"}
+	main := chain{first: true}
 	r := Rules{}
 	errorsTo := errorChain("-err", "")
 	tunnelErrors := errorChain("-own", quotes(41, 44, 135))
-	tun4 := chain{hook: "PREROUTING"}
+	tun4 := chain{first: true}
 	var tuns []chain
 	for i, s := range servers {
 		if r.err = errors.Join(checkAddr("server address", s.Address), checkAddr("care-of address", s.CareOf)); r.err != nil {
@@ -177,7 +177,7 @@ func HomeAgentRules(addr netip.Addr, prefixes []netip.Prefix) Rules {
 		return Rules{err: err}
 	}
 	errorsTo := errorChain("-err", quotes(41, 44, 135))
-	main := chain{hook: "PREROUTING", rules: []string{
+	main := chain{first: true, rules: []string{
 		fmt.Sprintf("-d %s -p mh %s", addr, targetQueue),
 		fmt.Sprintf("-d %s -p ipv6-icmp -m icmp6 --icmpv6-type 146 %s", addr, targetBypass),
 		fmt.Sprintf("-d %s -p ipv6-icmp -j $CHAIN%s", addr, errorsTo.suffix),
@@ -194,13 +194,12 @@ func HomeAgentRules(addr netip.Addr, prefixes []netip.Prefix) Rules {
 
 // CorrespondentRules are those of a correspondent. They queue mobility headers
 // and packets with a destination options header to the addresses (none: all of
-// this host's), ICMPv6 errors that quote a routing header, and, on Output, what
-// this host sends to one of homes, but for mobility headers.
+// this host's), and ICMPv6 errors that quote a routing header.
 //
-// Each home address costs every packet that this host sends a comparison. A
-// route for each, to a TUN, costs others nothing, and super-packets can be
-// changed there: where homes may be many, or fast, leave homes empty.
-func CorrespondentRules(addrs, homes []netip.Addr) Rules {
+// What this host sends to home addresses takes a route to a TUN for each. Rules
+// would cost every packet a comparison for each, and the kernel cuts super-packets
+// behind a queue: it would compute their checksums with the care-of address.
+func CorrespondentRules(addrs []netip.Addr) Rules {
 	to := []string{"-m addrtype --dst-type LOCAL "}
 	if len(addrs) > 0 {
 		to = nil
@@ -212,27 +211,20 @@ func CorrespondentRules(addrs, homes []netip.Addr) Rules {
 		to = append(to, fmt.Sprintf("-d %s ", a))
 	}
 	errorsTo := errorChain("-err", quotes(43))
-	in := chain{hook: "PREROUTING"}
+	in := chain{first: true}
 	for _, d := range to {
 		in.rules = append(in.rules,
 			fmt.Sprintf("-p mh %s%s", d, targetBypass),
 			fmt.Sprintf("-p ipv6-icmp %s-j $CHAIN%s", d, errorsTo.suffix),
 			fmt.Sprintf("-m ipv6header --header ipv6-opts --soft %s%s", d, targetBypass))
 	}
-	r := Rules{v6: []chain{in, errorsTo}}
-	if len(homes) == 0 {
-		return r
-	}
-	out := chain{suffix: "-out", hook: "OUTPUT", rules: []string{"-p mh -j RETURN"}}
-	for _, h := range homes {
-		if err := checkAddr("home address", h); err != nil {
-			return Rules{err: err}
-		}
-		out.rules = append(out.rules, fmt.Sprintf("-d %s %s", h, targetBypass))
-	}
-	r.v6 = append(r.v6, out)
-	return r
+	return Rules{v6: []chain{in, errorsTo}}
 }
+
+// table is the one whose rules packets meet before connection tracking does: it
+// need not make up connections of what is taken here, and sees what is put in its
+// place.
+const table = "raw"
 
 // chainPrefix is what the names of all our chains begin with.
 const chainPrefix = "DSCO-"
@@ -242,8 +234,8 @@ func chainName(queue uint16) string { return chainPrefix + strconv.Itoa(int(queu
 // comment marks the rules in built-in chains.
 const comment = "dsco"
 
-func jump(hook, chain string) string {
-	return fmt.Sprintf("%s -m comment --comment %s -j %s", hook, comment, chain)
+func jump(chain string) string {
+	return fmt.Sprintf("PREROUTING -m comment --comment %s -j %s", comment, chain)
 }
 
 // script is the input of iptables-restore --noflush that replaces what the
@@ -275,8 +267,8 @@ func script(queue uint16, chains []chain, saved string) string {
 		}
 	}
 	for _, c := range chains {
-		if c.hook != "" {
-			fmt.Fprintf(&b, "-I %s\n", jump(c.hook, name+c.suffix))
+		if c.first {
+			fmt.Fprintf(&b, "-I %s\n", jump(name+c.suffix))
 		}
 	}
 	if b.Len() == 0 {
@@ -286,7 +278,7 @@ func script(queue uint16, chains []chain, saved string) string {
 	for _, c := range fresh {
 		fmt.Fprintf(&declared, ":%s - [0:0]\n", c)
 	}
-	return "*mangle\n" + declared.String() + b.String() + "COMMIT\n"
+	return "*" + table + "\n" + declared.String() + b.String() + "COMMIT\n"
 }
 
 // ours finds the chains named name and below, and the rules in other chains
@@ -316,7 +308,7 @@ func whole(queue uint16, chains []chain, saved string) bool {
 	jumps, there, rules := ours(chainName(queue), saved)
 	for _, c := range chains {
 		rules -= len(c.rules)
-		if c.hook != "" && !slices.Contains(jumps, jump(c.hook, chainName(queue)+c.suffix)) {
+		if c.first && !slices.Contains(jumps, jump(chainName(queue)+c.suffix)) {
 			return false
 		}
 	}

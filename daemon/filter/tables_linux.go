@@ -55,7 +55,7 @@ func (f family) apply(queue uint16, chains []chain) error {
 	var err error
 	for range 3 {
 		var saved, errText string
-		if saved, _, err = runProgram(f.save, "", "-t", "mangle"); err != nil {
+		if saved, _, err = runProgram(f.save, "", "-t", table); err != nil {
 			return err
 		}
 		s := script(queue, chains, saved)
@@ -81,7 +81,7 @@ func installed(queue uint16, r Rules) (bool, error) {
 		if len(v.chains) == 0 {
 			continue
 		}
-		saved, _, err := runProgram(v.save, "", "-t", "mangle")
+		saved, _, err := runProgram(v.save, "", "-t", table)
 		if err != nil || !whole(queue, v.chains, saved) {
 			return false, err
 		}
@@ -154,7 +154,7 @@ func cure(text string) string {
 		return curePermission
 	case strings.Contains(text, "table does not exist"), strings.Contains(text, "can't initialize"),
 		strings.Contains(text, "unable to initialize"):
-		return "use a kernel with the mangle table of ip6tables (modprobe ip6table_mangle, or nf_tables and nft_compat)"
+		return "use a kernel with the raw table of ip6tables (modprobe ip6table_raw iptable_raw, or nf_tables and nft_compat)"
 	case strings.Contains(text, "couldn't load"), strings.Contains(text, "no chain/target/match"),
 		strings.Contains(text, "missing kernel module"):
 		return "use a kernel with the matches mh, ipv6header, u32, addrtype, comment and the target NFQUEUE (modprobe xt_NFQUEUE ip6t_mh ip6t_ipv6header xt_u32)"

@@ -61,7 +61,7 @@ func (r *Role) tick() { r.step(homeagent.Tick{}, r.send) }
 
 // queued decides on a packet of the Netfilter queue: to our address.
 func (r *Role) queued(p filter.Packet) filter.Verdict {
-	switch filter.Classify(filter.HomeAgent, p.Hook, p.Payload) {
+	switch filter.Classify(filter.HomeAgent, p.Payload) {
 	case filter.Pass:
 		return filter.Accept()
 	case filter.Discard:

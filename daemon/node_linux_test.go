@@ -190,7 +190,7 @@ func (s *scene) footprint(name string) string {
 	var all strings.Builder
 	for _, cmd := range []string{
 		"ip -6 route show table all", "ip -6 rule", "ip -6 neigh show proxy", "ip -o link", "ip -6 -o addr",
-		"ip6tables-save -t mangle", "sysctl net.ipv6.conf.all.forwarding net.ipv6.conf.eth0.proxy_ndp", "ss -lnx -f unix src " + s.dir + "/*",
+		"ip6tables-save -t raw", "sysctl net.ipv6.conf.all.forwarding net.ipv6.conf.eth0.proxy_ndp", "ss -lnx -f unix src " + s.dir + "/*",
 	} {
 		out, err := s.hosts[name].Command(s.t.Context(), "sh", "-c", cmd+normal).Output()
 		if err != nil {

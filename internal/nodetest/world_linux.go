@@ -174,7 +174,7 @@ func (w *World) Left(h *topology.Host, marks ...string) string {
 	w.Helper()
 	var left []byte
 	for line := range bytes.Lines([]byte(w.Output(h, "ip", "-o", "link") + w.Output(h, "ip", "-6", "route", "show", "table", "all") +
-		w.Output(h, "ip", "-6", "rule") + w.Output(h, "ip6tables-save", "-t", "mangle"))) {
+		w.Output(h, "ip", "-6", "rule") + w.Output(h, "ip6tables-save", "-t", "raw"))) {
 		for _, mark := range marks {
 			if bytes.Contains(line, []byte(mark)) {
 				left = append(left, line...)

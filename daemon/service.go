@@ -169,7 +169,9 @@ func (s *service) keep(p []byte, send func(...[]byte)) {
 	}
 	s.counts.unknown.Add(1)
 	s.mu.Lock()
-	to, ok := s.member.Unknown(begins(p[wire.HeaderLen:]))
+	inner := p[wire.HeaderLen:]
+	client, _ := netip.AddrFromSlice(inner[8:24])
+	to, ok := s.member.Unknown(client, begins(inner))
 	s.mu.Unlock()
 	if !ok {
 		return

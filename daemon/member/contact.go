@@ -44,7 +44,7 @@ func (m *Member) lead(was Contact) {
 	for name := range m.up {
 		m.unreported[name] = struct{}{}
 	}
-	m.oldContact, m.graceEnds = "", 0
+	m.oldContact, m.graceEnds, m.beginners = "", 0, nil
 	if was.Name != m.cfg.Name {
 		m.oldContact, m.graceEnds = was.Name, m.now+m.cfg.HandshakeGrace
 	}
@@ -105,20 +105,31 @@ func (m *Member) relayNodes() relay.Input {
 	return in
 }
 
+// maxBeginners bounds how many clients are remembered to have begun here after
+// a takeover.
+const maxBeginners = 1 << 16
+
 // Unknown tells where a packet goes that has come through the home agent from a
 // client of whom the relay knows nothing. It is for this node's application,
 // except shortly after a takeover: until all members have said what they own
 // nobody can tell, so it is dropped and comes again (ok is false); and what is
-// not the beginning of a connection may belong to one that has begun at the
-// contact of before.
-func (m *Member) Unknown(begins bool) (careOf netip.Addr, ok bool) {
-	if len(m.unreported) > 0 {
+// not the beginning of a connection, of a client of which none was seen, may
+// belong to one that has begun at the contact of before. Whether or not the
+// daemon there runs, the application may, and this node's would reset the
+// connection.
+func (m *Member) Unknown(client netip.Addr, begins bool) (careOf netip.Addr, ok bool) {
+	switch _, here := m.beginners[client]; {
+	case len(m.unreported) > 0:
 		return netip.Addr{}, false
-	}
-	if !begins && m.oldContact != "" && m.now < m.graceEnds {
-		if _, there := m.up[m.oldContact]; there {
-			return m.cfg.Nodes[m.oldContact].CareOf, true
+	case m.oldContact == "" || m.now >= m.graceEnds:
+		m.beginners = nil
+	case begins && len(m.beginners) < maxBeginners:
+		if m.beginners == nil {
+			m.beginners = make(map[netip.Addr]struct{})
 		}
+		m.beginners[client] = struct{}{}
+	case !begins && !here:
+		return m.cfg.Nodes[m.oldContact].CareOf, true
 	}
 	return m.self.CareOf, true
 }

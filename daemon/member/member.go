@@ -241,6 +241,7 @@ type Member struct {
 	hesitating bool
 	oldContact string // before the last takeover, until graceEnds
 	graceEnds  time.Duration
+	beginners  map[netip.Addr]struct{} // clients that have begun a connection here since
 	takeover   *takeover
 
 	attached bool

@@ -14,9 +14,9 @@ import (
 	"github.com/distributed-servers/ds/internal/nodetest"
 )
 
-// BenchmarkBulk moves octets between the client's kernel TCP and the node, by way
-// of a binding and through the tunnel, and for comparison to the kernel of the
-// node's host, over the same links. It needs a network of its own:
+// BenchmarkBulk moves octets between the kernels of client and node, by way of a
+// binding and through the tunnel, and for comparison without either, over the
+// same links. It needs a network of its own:
 //
 //	DS_NETNS=outside unshare -n go test ./daemon/correspondent -run '^$' -bench Bulk
 //
@@ -25,8 +25,7 @@ func BenchmarkBulk(b *testing.B) {
 	if !netns.Inside() {
 		b.Skip("not in a network of its own")
 	}
-	nw := nodetest.NewWorldHere(b, roleEnv)
-	w := inWorld(b, nw)
+	w := inWorld(b, nodetest.NewWorldHere(b, roleEnv, nodetest.NewKernel))
 	p := w.start()
 	const octets = 64 << 20
 	both := func(name string, daemon *topology.Process, dial func() net.Conn) {
@@ -39,7 +38,7 @@ func BenchmarkBulk(b *testing.B) {
 				before := cpuTime(b, daemon)
 				for b.Loop() {
 					c := dial()
-					w.Must(nodetest.Transfer(c, way.down, way.up))
+					w.Must(nodetest.Pump(c, way.down, way.up))
 					c.Close()
 				}
 				if daemon != nil {

@@ -90,19 +90,39 @@ func (r *Role) queued(p filter.Packet) filter.Verdict {
 func same(b, p []byte) bool { return len(b) == len(p) && (len(b) == 0 || &b[0] == &p[0]) }
 
 // deliver gives the kernel a packet for this host. If its checksum is that of the
-// pseudo-header alone, no wire has carried it, and there is nothing to be checked.
+// pseudo-header alone, no wire has carried it, and the kernel is told so: there is
+// nothing to be checked.
 func (r *Role) deliver(b []byte, partial bool) {
 	var o tun.Offload
 	if partial {
-		if r.dev.Offloads() {
-			o.Verified = true
-		} else {
+		if o = unfinished(b); !o.Partial || !r.dev.Offloads() {
+			o = tun.Offload{}
 			filter.CompleteChecksum(b)
 		}
 	}
 	if err := r.dev.WritePacket(0, o, [][]byte{b}); err != nil {
 		r.counts.undelivered++
 	}
+}
+
+// unfinished says where the checksum of the packet b is, if its upper layer is
+// right behind the IPv6 header.
+func unfinished(b []byte) tun.Offload {
+	var at uint16
+	switch wire.Protocol(b[6]) {
+	case wire.TCP:
+		at = 16
+	case wire.UDP:
+		at = 6
+	case wire.ICMPv6:
+		at = 2
+	default:
+		return tun.Offload{}
+	}
+	if len(b) < wire.HeaderLen+int(at)+2 {
+		return tun.Offload{}
+	}
+	return tun.Offload{Partial: true, SumAt: wire.HeaderLen, SumOffset: at, HeaderSize: wire.HeaderLen}
 }
 
 // readTUN takes what this host sends to home addresses.

@@ -144,6 +144,12 @@ func TestWhatIsTransmitted(t *testing.T) {
 			t.Errorf("%s: %t", tt.name, !tt.want)
 		}
 	}
+	if o := unfinished(packet(home)); !o.Partial || o.SumAt != 40 || o.SumOffset != 2 {
+		t.Errorf("checksum of ICMPv6: %+v", o)
+	}
+	if o := unfinished(packet(home)[:42]); o.Partial {
+		t.Errorf("checksum of half a packet: %+v", o)
+	}
 	b := packet(home)
 	if !same(b, b) || same(b, bytes.Clone(b)) || same(b, b[:10]) || !same(nil, nil) {
 		t.Error("same")

@@ -76,7 +76,7 @@ type world struct {
 // test's own namespaces.
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := nodetest.NewWorld(t, roleEnv)
+	w := nodetest.NewWorld(t, roleEnv, nodetest.New)
 	if w == nil {
 		return nil
 	}
@@ -222,6 +222,27 @@ func TestNewWay(t *testing.T) {
 	w.Stop(p)
 	w.Must(nodetest.Transfer(w.Dial(w.Client), 1<<20, 1<<20))
 	w.nothingLeft()
+}
+
+// Super-packets, which the kernel has not cut yet and of which no checksum is
+// complete, come and go whole as far as that is possible.
+func TestSuperPackets(t *testing.T) {
+	nw := nodetest.NewWorld(t, roleEnv, nodetest.NewKernel)
+	if nw == nil {
+		return
+	}
+	w := inWorld(t, nw)
+	p := w.start()
+	w.Must(nodetest.Transfer(w.Dial(w.Client), 8<<20, 8<<20))
+	w.bind()
+	const octets = 32 << 20
+	w.Must(nodetest.Transfer(w.Dial(w.Client), octets, octets))
+	out, in := w.direct()
+	t.Logf("%d octets a packet out, %d in", octets/out, octets/in)
+	if out > octets/4000 || in > octets/4000 {
+		t.Errorf("%d packets out, %d in: hardly any was whole", out, in)
+	}
+	w.Stop(p)
 }
 
 // The correspondent is killed while packets flow by way of a binding. Connections

@@ -69,7 +69,7 @@ type world struct {
 // of the test's own namespaces.
 func newWorld(t *testing.T, onLink bool) *world {
 	t.Helper()
-	w := &world{World: nodetest.NewWorld(t, roleEnv)}
+	w := &world{World: nodetest.NewWorld(t, roleEnv, nodetest.New)}
 	if w.World == nil {
 		return nil
 	}

@@ -47,21 +47,22 @@ type World struct {
 	KeyFile               string
 	SPI                   uint32
 
-	env string // that makes this program a role
+	env string // the variable that makes this program a role
 }
 
 // NewWorld builds the network in namespaces of the test's own; outside of them it
-// returns nil. env is the variable with which [World.Start] starts this program.
-func NewWorld(t *testing.T, env string) *World {
+// returns nil. start is [New] or [NewKernel], and env the variable with which
+// [World.Start] starts this program.
+func NewWorld(t *testing.T, env string, start func(Config) (*Node, error)) *World {
 	t.Helper()
 	if !netnstest.Run(t) {
 		return nil
 	}
-	return NewWorldHere(t, env)
+	return NewWorldHere(t, env, start)
 }
 
 // NewWorldHere is NewWorld in namespaces that are the caller's own already.
-func NewWorldHere(t testing.TB, env string) *World {
+func NewWorldHere(t testing.TB, env string, start func(Config) (*Node, error)) *World {
 	t.Helper()
 	probe.Skip(t, probe.TUN, probe.NFQueue, probe.Program("ip6tables-restore"))
 	ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
@@ -88,7 +89,7 @@ func NewWorldHere(t testing.TB, env string) *World {
 	var key []byte
 	_, err = fmt.Sscanf(keyHex, "%x", &key)
 	w.Must(err)
-	w.Node, err = New(Config{Host: w.Server, Home: Home, CareOf: CareOf, HomeAgent: AgentAddr, SPI: spi, Key: key})
+	w.Node, err = start(Config{Host: w.Server, Home: Home, CareOf: CareOf, HomeAgent: AgentAddr, SPI: spi, Key: key})
 	w.Must(err)
 	t.Cleanup(func() { w.Node.Close() })
 	return w

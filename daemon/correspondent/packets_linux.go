@@ -29,10 +29,9 @@ func (r *Role) step(in correspondent.Input, then func(correspondent.Output)) {
 		r.changed(c)
 	}
 	then(out)
-	if at, ok := r.machine.NextDeadline(); ok {
+	if at, ok := r.machine.NextDeadline(); ok && at != r.due {
+		r.due = at
 		r.timer.Reset(max(0, at-time.Since(r.start)))
-	} else {
-		r.timer.Stop()
 	}
 }
 
@@ -43,7 +42,14 @@ func (r *Role) send(out correspondent.Output) {
 	}
 }
 
-func (r *Role) tick() { r.step(correspondent.Tick{}, r.send) }
+// tick is for the timer. It may come too early, when a deadline has been moved:
+// then the timer is set anew.
+func (r *Role) tick() {
+	r.mu.Lock()
+	r.due = -1
+	r.mu.Unlock()
+	r.step(correspondent.Tick{}, r.send)
+}
 
 // lost ends the bindings for an address that is no longer this host's.
 func (r *Role) lost(local netip.Addr) {
@@ -129,12 +135,16 @@ func unfinished(b []byte) tun.Offload {
 func (r *Role) readTUN(queue int) error {
 	b := make([]byte, tun.HeaderRoom+tun.MaxPacket)
 	batch := r.sender.NewBatch()
-	for {
-		p, o, err := r.dev.ReadPacket(queue, b, true)
-		if err != nil {
+	for wait := true; ; {
+		p, o, err := r.dev.ReadPacket(queue, b, wait)
+		switch {
+		case err != nil:
 			return unlessClosed(err)
-		}
-		if !unicast(p) {
+		case p == nil: // no more for now
+			batch.Flush()
+			wait = true
+			continue
+		case !unicast(p):
 			continue // what the kernel tells groups on every interface
 		}
 		r.step(correspondent.Transmit{Packet: p}, func(out correspondent.Output) {
@@ -147,7 +157,7 @@ func (r *Role) readTUN(queue int) error {
 				collect(batch, q, p, o)
 			}
 		})
-		batch.Flush()
+		wait = false
 	}
 }
 

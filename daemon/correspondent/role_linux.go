@@ -41,6 +41,7 @@ type Role struct {
 	mu      sync.Mutex // of all below
 	machine *correspondent.Correspondent
 	timer   *time.Timer
+	due     time.Duration // what it is set to; negative: it is not
 	ended   bool
 	counts  counts
 }
@@ -56,6 +57,7 @@ func New(cfg config.Correspondent, log *slog.Logger) (_ *Role, err error) {
 		cfg:         withDefaults(cfg),
 		log:         log,
 		start:       time.Now(),
+		due:         -1,
 	}
 	defer func() {
 		if err != nil {

@@ -39,10 +39,9 @@ func (r *Role) step(in homeagent.Input, then func(homeagent.Output)) {
 	if r.link != nil {
 		r.link.leave(out.Leave, r.log)
 	}
-	if at, ok := r.machine.NextDeadline(); ok {
+	if at, ok := r.machine.NextDeadline(); ok && at != r.due {
+		r.due = at
 		r.timer.Reset(max(0, at-time.Since(r.start)))
-	} else {
-		r.timer.Stop()
 	}
 }
 
@@ -57,7 +56,14 @@ func (r *Role) send(out homeagent.Output) {
 	}
 }
 
-func (r *Role) tick() { r.step(homeagent.Tick{}, r.send) }
+// tick is for the timer. It may come too early, when a deadline has been moved:
+// then the timer is set anew.
+func (r *Role) tick() {
+	r.mu.Lock()
+	r.due = -1
+	r.mu.Unlock()
+	r.step(homeagent.Tick{}, r.send)
+}
 
 // queued decides on a packet of the Netfilter queue: to our address.
 func (r *Role) queued(p filter.Packet) filter.Verdict {
@@ -97,26 +103,29 @@ func (r *Role) readTUN() error {
 		batch.Add(out.Local...)
 	}
 	var cutter rawip.Cutter
-	for {
-		p, o, err := r.dev.ReadPacket(0, b, true)
-		if err != nil {
+	for wait := true; ; {
+		p, o, err := r.dev.ReadPacket(0, b, wait)
+		switch {
+		case err != nil:
 			return unlessClosed(err)
-		}
-		if !forwarded(p) {
+		case p == nil: // no more for now
+			batch.Flush()
+			wait = true
 			continue
-		}
-		if o.SegmentSize > 0 {
+		case !forwarded(p):
+			continue
+		case o.SegmentSize > 0:
 			cut := rawip.Cut{TCP: int(o.SumAt), Size: int(o.SegmentSize), Src: [16]byte(p[8:24]), Dst: [16]byte(p[24:40])}
 			for _, p := range cutter.Cut(p, cut) {
 				r.step(homeagent.Received{Packet: p}, collect)
 			}
-		} else {
+		default:
 			if o.Partial {
 				rawip.CompleteChecksum(p, int(o.SumAt), int(o.SumOffset))
 			}
 			r.step(homeagent.Received{Packet: p}, collect)
 		}
-		batch.Flush()
+		wait = false
 	}
 }
 

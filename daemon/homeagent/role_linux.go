@@ -45,6 +45,7 @@ type Role struct {
 	mu      sync.Mutex // of all below
 	machine *homeagent.HomeAgent
 	timer   *time.Timer
+	due     time.Duration // what it is set to; negative: it is not
 	ended   bool
 	homes   map[netip.Addr]home
 	counts  counts
@@ -67,6 +68,7 @@ func New(cfg config.HomeAgent, log *slog.Logger) (_ *Role, err error) {
 		cfg:         withDefaults(cfg),
 		log:         log,
 		start:       time.Now(),
+		due:         -1,
 		homes:       make(map[netip.Addr]home),
 	}
 	defer func() {

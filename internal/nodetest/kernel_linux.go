@@ -71,7 +71,7 @@ func (n *Node) translate() {
 	out := make([]byte, 0, 2*tun.MaxPacket)
 	var cutter rawip.Cutter
 	for {
-		p, o, err := n.dev.ReadPacket(0, b)
+		p, o, err := n.dev.ReadPacket(0, b, true)
 		if err != nil {
 			return
 		}

@@ -57,7 +57,7 @@ func interfaceName(dsa netip.Addr) string {
 // daemon was started still has it.
 func (s *service) openDevice() (err error) {
 	s.device, err = tun.Open(tun.Config{
-		Name: s.tun, MTU: s.cfg.MTU, Queues: s.cfg.Queues,
+		Name: s.tun, MTU: s.cfg.MTU, Queues: s.cfg.Queues, Offload: true,
 		Routes: []netip.Prefix{netip.PrefixFrom(s.careOf, 128), netip.PrefixFrom(s.home, 128)},
 		Alias:  "dsco " + s.home.String(),
 	})

@@ -31,7 +31,7 @@
 //
 // # A server in a few lines
 //
-//	dev, err := tun.Open(tun.Config{Routes: []netip.Prefix{service}})
+//	dev, err := tun.Open(tun.Config{Offload: true, Routes: []netip.Prefix{service}})
 //	s, err := stack.New(stack.Config{Device: dev, Addrs: []netip.Addr{addr}})
 //	l, err := s.Listen("tcp", ":80")
 //	err = http.Serve(l, handler)

@@ -14,8 +14,9 @@ import (
 func main() {
 	service := netip.MustParseAddr("fd00:2::1")
 	dev, err := tun.Open(tun.Config{ // needs CAP_NET_ADMIN
-		Addrs:  []netip.Prefix{netip.MustParsePrefix("fd00:1::1/64")},
-		Routes: []netip.Prefix{netip.PrefixFrom(service, 128)},
+		Offload: true,
+		Addrs:   []netip.Prefix{netip.MustParsePrefix("fd00:1::1/64")},
+		Routes:  []netip.Prefix{netip.PrefixFrom(service, 128)},
 	})
 	if err != nil {
 		log.Fatal(err)

@@ -43,7 +43,7 @@ func main() {
 
 func run(args []string) error {
 	var cfg config
-	var link tun.Config
+	link := tun.Config{Offload: true}
 	fs := flag.NewFlagSet("hotswap", flag.ExitOnError)
 	fs.Usage = func() { fmt.Fprint(fs.Output(), usage); fs.PrintDefaults() }
 	path := fs.String("control", "", "UNIX `socket` where a successor connects")

@@ -137,8 +137,9 @@ func inside(ctx context.Context, o *Options) (res *Result, err error) {
 	}
 	clientAddr, service := o.addrs()
 	dev, err := tun.Open(tun.Config{
-		Addrs:  []netip.Prefix{netip.PrefixFrom(clientAddr, clientAddr.BitLen())},
-		Routes: []netip.Prefix{netip.PrefixFrom(service, service.BitLen())},
+		Offload: true,
+		Addrs:   []netip.Prefix{netip.PrefixFrom(clientAddr, clientAddr.BitLen())},
+		Routes:  []netip.Prefix{netip.PrefixFrom(service, service.BitLen())},
 	})
 	if err != nil {
 		return nil, err

@@ -83,6 +83,12 @@ var rules = []rule{
 		why:    "package ds is what an application links: its stack, and the words that it has with the daemon",
 	},
 	{
+		from:   []string{"./daemon/homeagent", "./daemon/correspondent"},
+		to:     []string{"./daemon", "./daemon/member/...", "./daemon/peer/...", "./mobility/node", "./mobility/relay"},
+		linked: true,
+		why:    "a home agent and a client are no nodes: they know the protocol, and nothing of the cluster",
+	},
+	{
 		from:   []string{"./daemon/...", "./cmd/dsco/..."},
 		to:     []string{"./stack/...", "./migrate/..."},
 		linked: true,
@@ -180,6 +186,8 @@ func TestBroken(t *testing.T) {
 		{"filter on wire", graph{"./daemon/filter": {"./mobility/wire"}}, "", ""},
 		{"host knows no role", graph{"./daemon/host": {"./daemon/config"}},
 			"./daemon/host imports ./daemon/config", "change the kernel for any role"},
+		{"a client is no node", graph{"./daemon/correspondent": {"./daemon/peer"}},
+			"./daemon/correspondent imports ./daemon/peer", "are no nodes"},
 		{"stack on tun", graph{"./stack": {"./tun", gvisor, "net"}}, "", ""},
 		{"stack knows no internal package", graph{"./stack": {"./internal/lab"}},
 			"./stack imports ./internal/lab", "nothing of migration"},

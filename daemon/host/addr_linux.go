@@ -1,7 +1,6 @@
 package host
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -26,7 +25,7 @@ func readyFor(iface string, addr netip.Prefix) (netlink.Link, error) {
 	case link.Attrs().Flags&net.FlagUp == 0:
 		return nil, fmt.Errorf("host: %s: interface %s is down; set it up (ip link set %s up)", operation, iface, iface)
 	}
-	there, err := netlink.AddrList(nil, netlink.FAMILY_V6)
+	there, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V6) })
 	if err != nil {
 		return nil, fmt.Errorf("host: %s: %w", operation, err)
 	}
@@ -72,11 +71,8 @@ const (
 // awaitUnique waits until Duplicate Address Detection is over.
 func awaitUnique(link netlink.Link, addr netip.Prefix) error {
 	for deadline := time.Now().Add(uniqueWithin); time.Now().Before(deadline); time.Sleep(uniquePoll) {
-		list, err := netlink.AddrList(link, netlink.FAMILY_V6)
+		list, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_V6) })
 		if err != nil {
-			if errors.Is(err, netlink.ErrDumpInterrupted) {
-				continue
-			}
 			return fmt.Errorf("host: add address %v: %w", addr, err)
 		}
 		flags, there := 0, false

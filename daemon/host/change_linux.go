@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -43,9 +42,8 @@ func (m made) remove(p Protocol) error {
 		return gone(err)
 	}
 	// The kernel would remove an entry of others too.
-	there, err := proxies(p)
-	if err != nil || !slices.Contains(there, proxyEntry{link.Attrs().Index, m.to.Addr(), p}) {
-		return err
+	if e, err := findProxy(link.Attrs().Index, m.to.Addr()); err != nil || e.protocol != p {
+		return gone(err)
 	}
 	return gone(proxyRequest(unix.RTM_DELNEIGH, 0, link.Attrs().Index, m.to.Addr(), p))
 }
@@ -63,20 +61,22 @@ func gone(err error) error {
 // Sweep removes all routes, rules and proxy entries that are marked with p.
 func Sweep(p Protocol) error {
 	var errs []error
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: netlink.RouteProtocol(p), Table: unix.RT_TABLE_UNSPEC},
-		netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: netlink.RouteProtocol(p), Table: unix.RT_TABLE_UNSPEC},
+			netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+	})
 	errs = append(errs, err)
 	for i := range routes {
 		errs = append(errs, gone(netlink.RouteDel(&routes[i])))
 	}
-	rules, err := netlink.RuleList(netlink.FAMILY_V6)
+	rules, err := whole(func() ([]netlink.Rule, error) { return netlink.RuleList(netlink.FAMILY_V6) })
 	errs = append(errs, err)
 	for i := range rules {
 		if rules[i].Protocol == uint8(p) {
 			errs = append(errs, gone(netlink.RuleDel(&rules[i])))
 		}
 	}
-	proxies, err := proxies(p)
+	proxies, err := whole(func() ([]proxyEntry, error) { return proxies(p) })
 	errs = append(errs, err)
 	for _, e := range proxies {
 		errs = append(errs, gone(proxyRequest(unix.RTM_DELNEIGH, 0, e.index, e.addr, p)))
@@ -174,15 +174,12 @@ func addProxy(m made, p Protocol) error {
 		return fmt.Errorf("host: add proxy %v: not an address of IPv6", m.to.Addr())
 	}
 	// The kernel would take an entry of others over: it replaces.
-	there, err := proxies(0)
-	if err != nil {
+	switch e, err := findProxy(link.Attrs().Index, m.to.Addr()); {
+	case err == nil:
+		return fmt.Errorf("host: add proxy %v: %w: %s has one of protocol %d; remove it if nobody needs it (ip -6 neigh del proxy %v dev %s)",
+			m.to.Addr(), unix.EEXIST, m.iface, e.protocol, m.to.Addr(), m.iface)
+	case gone(err) != nil:
 		return fmt.Errorf("host: add proxy %v: %w", m.to.Addr(), explain(err))
-	}
-	for _, e := range there {
-		if e.index == link.Attrs().Index && e.addr == m.to.Addr() {
-			return fmt.Errorf("host: add proxy %v: %w: %s has one of protocol %d; remove it if nobody needs it (ip -6 neigh del proxy %v dev %s)",
-				m.to.Addr(), unix.EEXIST, m.iface, e.protocol, m.to.Addr(), m.iface)
-		}
 	}
 	err = proxyRequest(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_EXCL, link.Attrs().Index, m.to.Addr(), p)
 	if err != nil {
@@ -204,6 +201,23 @@ func proxyRequest(command, flags, index int, addr netip.Addr, p Protocol) error 
 	return err
 }
 
+// findProxy finds an entry; [unix.ENOENT]: there is none.
+func findProxy(index int, addr netip.Addr) (e proxyEntry, err error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, 0)
+	req.AddData(&netlink.Ndmsg{Family: unix.AF_INET6, Index: uint32(index), Flags: netlink.NTF_PROXY})
+	req.AddData(nl.NewRtAttr(netlink.NDA_DST, addr.AsSlice()))
+	answers, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
+	if err != nil {
+		return e, err
+	}
+	for _, b := range answers {
+		if e, ok := parseProxy(b); ok && e.index == index && e.addr == addr {
+			return e, nil
+		}
+	}
+	return e, unix.ENOENT
+}
+
 // proxyEntry is an entry of the kernel's neighbour proxies.
 type proxyEntry struct {
 	index    int
@@ -211,7 +225,7 @@ type proxyEntry struct {
 	protocol Protocol
 }
 
-// proxies lists the entries that are marked with p; 0: all.
+// proxies lists the entries that are marked with p.
 func proxies(p Protocol) ([]proxyEntry, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
 	req.AddData(&netlink.Ndmsg{Family: unix.AF_INET6, Flags: netlink.NTF_PROXY})
@@ -221,8 +235,7 @@ func proxies(p Protocol) ([]proxyEntry, error) {
 	}
 	var list []proxyEntry
 	for _, b := range answers {
-		e, ok := parseProxy(b)
-		if ok && (p == 0 || e.protocol == p) {
+		if e, ok := parseProxy(b); ok && e.protocol == p {
 			list = append(list, e)
 		}
 	}
@@ -236,19 +249,32 @@ func parseProxy(b []byte) (e proxyEntry, ok bool) {
 		return e, false
 	}
 	e.index = int(binary.NativeEndian.Uint32(b[indexAt:]))
-	attrs, err := nl.ParseRouteAttr(b[size:])
-	if err != nil {
-		return e, false
-	}
-	for _, a := range attrs {
-		switch {
-		case a.Attr.Type == netlink.NDA_DST:
-			e.addr, _ = netip.AddrFromSlice(a.Value)
-		case a.Attr.Type == ndaProtocol && len(a.Value) == 1:
-			e.protocol = Protocol(a.Value[0])
+	// Attributes have a length that counts its four octets of header, a type, and
+	// padding to four octets. (The library's parser wants the last one padded.)
+	for b = b[size:]; len(b) >= 4; {
+		n, kind := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])
+		if n < 4 || n > len(b) {
+			return e, false
 		}
+		switch value := b[4:n]; {
+		case kind == netlink.NDA_DST:
+			e.addr, _ = netip.AddrFromSlice(value)
+		case kind == ndaProtocol && len(value) == 1:
+			e.protocol = Protocol(value[0])
+		}
+		b = b[min(len(b), (n+3)&^3):]
 	}
 	return e, e.addr.Is6()
+}
+
+// whole lists again what has changed while it was listed.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 10 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
 }
 
 // findLink finds an interface, or says which there are.
@@ -265,7 +291,7 @@ func findLink(operation, name string) (netlink.Link, error) {
 
 // interfaces lists the interfaces, for errors.
 func interfaces() string {
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return err.Error()
 	}

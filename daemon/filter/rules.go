@@ -19,16 +19,16 @@ type Rules struct {
 	err    error
 }
 
-// A chain is a chain of the raw table. In its rules $QUEUE is the target
-// that queues, $CHAIN the name of the daemon's chains.
+// A chain is a chain of the raw table. In its rules $NUM stands for the
+// number of the queue, $CHAIN for the name that those of the daemon begin with.
 type chain struct {
 	suffix string // of its name
 	first  bool   // PREROUTING leads to it; otherwise another of ours does
 	rules  []string
 }
 
-// Targets that queue a packet. Without a listener, $QUEUE drops it and $BYPASS
-// lets it go on.
+// Targets that queue a packet. Without a listener, the first drops it and
+// the second lets it go on.
 const (
 	targetQueue  = "-j NFQUEUE --queue-num $NUM"
 	targetBypass = "-j NFQUEUE --queue-num $NUM --queue-bypass"

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -206,7 +207,7 @@ func (b *Bed) daemon(ctx context.Context, h *topology.Host, role string) (*topol
 // is ready.
 func (n *Node) StartApp(ctx context.Context, d *Server) error {
 	s := n.bed.Setup
-	args := append([]string{"-socket", n.Socket, "-addr", d.Addr.Addr().String()}, s.App[1:]...)
+	args := append(slices.Clone(s.App[1:]), "--socket", n.Socket, "--addr", d.Addr.Addr().String())
 	cmd := n.Command(context.Background(), filepath.Join(s.Programs, s.App[0]), args...)
 	if uid := uint32(s.AppUser); uid != 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}

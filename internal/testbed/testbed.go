@@ -19,8 +19,8 @@ type Setup struct {
 	// Programs is the directory of dsco and of the application.
 	Programs string
 
-	// App is the application's command line behind its socket and address: its
-	// program's name in Programs, then arguments.
+	// App is the application: its program's name in Programs, then arguments.
+	// --socket and --addr follow. It says "ready on" a node's name when it is.
 	App []string
 
 	// AppUser is who the application runs as. Default root.

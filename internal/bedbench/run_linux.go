@@ -1,0 +1,322 @@
+package bedbench
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/gopacket/gopacket/pcapgo"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/internal/testbed"
+	"github.com/distributed-servers/ds/mobility/wire"
+)
+
+// Run measures, in a process whose network is its own (internal/netns).
+func Run(ctx context.Context, o Options) (_ *Result, err error) {
+	if err := o.setDefaults(); err != nil {
+		return nil, err
+	}
+	bed, err := testbed.New(testbed.Setup{Programs: o.Programs, App: append([]string{"ds"}, o.App...), Clients: 2})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, bed.Close()) }()
+	o.Progress("starting home agent, daemons and applications")
+	starting, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := bed.Start(starting, 0); err != nil {
+		return nil, err
+	}
+	b := &bench{Options: o, bed: bed, server: bed.Servers[0], result: new(Result)}
+	for _, name := range o.Rows {
+		switch name {
+		case "lan_gap":
+			err = b.gap(ctx, name, bed.Clients[0], api.Optimised, 620)
+		case "lan_gap_relay":
+			err = b.gap(ctx, name, bed.Clients[1], api.Relayed, 620)
+		case "relay_bulk_up":
+			err = b.bulk(ctx, name, bed.Clients[1], wantUp)
+		case "relay_bulk_down":
+			err = b.bulk(ctx, name, bed.Clients[1], wantDown)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("bedbench: %s: %w", name, err)
+		}
+	}
+	return b.result, nil
+}
+
+type bench struct {
+	Options
+	bed    *testbed.Bed
+	server *testbed.Server
+	result *Result
+}
+
+func (b *bench) target() string {
+	return netip.AddrPortFrom(b.server.Addr.Addr(), port).String()
+}
+
+// asker is a client that asks and is answered.
+type asker struct {
+	conn    net.Conn
+	answers atomic.Int64
+	done    chan error
+}
+
+// ask begins.
+func (b *bench) ask(c *testbed.Client) (*asker, error) {
+	conn, err := c.Dial("tcp", b.target())
+	if err != nil {
+		return nil, err
+	}
+	a := &asker{conn: conn, done: make(chan error, 1)}
+	go func() {
+		_, err := conn.Write([]byte{wantEcho})
+		var m [messageLen]byte
+		for n := uint64(0); err == nil; n++ {
+			binary.BigEndian.PutUint64(m[8:], n)
+			if _, err = conn.Write(m[:]); err != nil {
+				break
+			}
+			if _, err = io.ReadFull(conn, m[:]); err == nil && binary.BigEndian.Uint64(m[8:]) != n {
+				err = fmt.Errorf("answer %d is to question %d", n, binary.BigEndian.Uint64(m[8:]))
+			}
+			a.answers.Add(1)
+		}
+		a.done <- err
+	}()
+	return a, nil
+}
+
+// wait waits for some more answers.
+func (a *asker) wait(ctx context.Context, more int64) error {
+	for until := a.answers.Load() + more; a.answers.Load() < until; {
+		select {
+		case err := <-a.done:
+			return fmt.Errorf("the client's connection has ended: %w", err)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// gap hands a client to and fro, and looks at what it sees.
+func (b *bench) gap(ctx context.Context, name string, c *testbed.Client, mode api.Mode, then float64) error {
+	a, err := b.ask(c)
+	if err != nil {
+		return err
+	}
+	defer a.conn.Close()
+	if err := b.bed.Mode(ctx, b.server, c, mode); err != nil {
+		return err
+	}
+	var file bytes.Buffer
+	capture, err := c.Capture("eth0", &file)
+	if err != nil {
+		return err
+	}
+	from, _, err := b.bed.Find(ctx, b.server, c)
+	if err != nil {
+		return err
+	}
+	for i := range b.Handoffs {
+		if i%50 == 0 {
+			b.Progress(fmt.Sprintf("%s: handoff %d of %d", name, i, b.Handoffs))
+		}
+		// The first two nodes: neither is the contact of more than the other.
+		to := b.bed.Nodes[1]
+		if from == to {
+			to = b.bed.Nodes[2]
+		}
+		if err := a.wait(ctx, 20); err != nil {
+			return err
+		}
+		h, err := from.API.Handoff(ctx, b.server.Addr.Addr(), c.Addr, to.Name())
+		if err != nil {
+			return err
+		}
+		if h.Mode != mode {
+			b.note("%s: a handoff was %s", name, h.Mode)
+		}
+		from = to
+	}
+	if err := a.wait(ctx, 20); err != nil {
+		return err
+	}
+	a.conn.Close()
+	<-a.done
+	if err := capture.Stop(); err != nil {
+		return err
+	}
+	gaps, between, err := gaps(&file, c.Addr)
+	if err != nil {
+		return err
+	}
+	if len(gaps) != b.Handoffs {
+		return fmt.Errorf("the client saw %d handoffs of %d", len(gaps), b.Handoffs)
+	}
+	slices.Sort(gaps)
+	slices.Sort(between)
+	b.add(Row{Name: name + "_ms_p50", Value: quantile(gaps, 0.5), Then: &then, Unit: "ms"})
+	b.add(Row{Name: name + "_ms_p99", Value: quantile(gaps, 0.99), Then: &then, Unit: "ms"})
+	b.note("%s: %d handoffs; without one, answers are %.3f ms apart (p50; p99 %.3f)", name, b.Handoffs, quantile(between, 0.5), quantile(between, 0.99))
+	return nil
+}
+
+func (b *bench) add(r Row) { b.result.Rows = append(b.result.Rows, r) }
+
+func (b *bench) note(format string, args ...any) {
+	if n := fmt.Sprintf(format, args...); !slices.Contains(b.result.Notes, n) {
+		b.result.Notes = append(b.result.Notes, n)
+	}
+}
+
+// gaps are the times between answers in a capture, in milliseconds: between those
+// of different nodes, and between those of the same.
+func gaps(file io.Reader, client netip.Addr) (changed, same []float64, err error) {
+	r, err := pcapgo.NewNgReader(file, pcapgo.DefaultNgReaderOptions)
+	if err != nil {
+		return nil, nil, err
+	}
+	var last time.Time
+	var node byte
+	for {
+		p, info, err := r.ZeroCopyReadPacketData()
+		if err == io.EOF {
+			return changed, same, nil
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		packet, err := wire.ParsePacket(p)
+		if err != nil || packet.Protocol != wire.TCP || packet.Dst != client || len(packet.Payload) < 20 {
+			continue
+		}
+		data := packet.Payload[min(len(packet.Payload), int(packet.Payload[12]>>4)*4):]
+		if len(data) != messageLen {
+			continue
+		}
+		since := float64(info.Timestamp.Sub(last)) / 1e6
+		switch {
+		case node == 0:
+		case data[0] == node:
+			same = append(same, since)
+		default:
+			changed = append(changed, since)
+		}
+		node, last = data[0], info.Timestamp
+	}
+}
+
+// bulk measures data that goes by way of the contact, next to the kernel's on the
+// path to the same node.
+func (b *bench) bulk(ctx context.Context, name string, c *testbed.Client, want byte) error {
+	// A connection keeps the client where it is.
+	a, err := b.ask(c)
+	if err != nil {
+		return err
+	}
+	defer a.conn.Close()
+	if err := b.bed.Mode(ctx, b.server, c, api.Relayed); err != nil {
+		return err
+	}
+	node := b.bed.Nodes[1]
+	if from, _, err := b.bed.Find(ctx, b.server, c); err != nil {
+		return err
+	} else if from != node {
+		if _, err := from.API.Handoff(ctx, b.server.Addr.Addr(), c.Addr, node.Name()); err != nil {
+			return err
+		}
+	}
+	a.conn.Close()
+	kernel, err := node.Listen("tcp", net.JoinHostPort(node.Addr.String(), strconv.Itoa(port)))
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	go serveKernel(kernel)
+	var ours, theirs []float64
+	for i := range b.Rounds {
+		b.Progress(fmt.Sprintf("%s: round %d of %d", name, i+1, b.Rounds))
+		for _, s := range []struct {
+			to      string
+			samples *[]float64
+		}{{kernel.Addr().String(), &theirs}, {b.target(), &ours}} {
+			rate, err := transfer(ctx, c, s.to, want, b.Duration)
+			if err != nil {
+				return err
+			}
+			*s.samples = append(*s.samples, rate)
+		}
+	}
+	slices.Sort(ours)
+	slices.Sort(theirs)
+	v, k := quantile(ours, 0.5), quantile(theirs, 0.5)
+	ratio := v / k
+	b.add(Row{Name: name, Value: v, Kernel: &k, Ratio: &ratio, Unit: "Gbit/s"})
+	return nil
+}
+
+// serveKernel is the service on the kernel's TCP.
+func serveKernel(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			new(service).serve(c, new(session))
+		}()
+	}
+}
+
+// transfer is how many Gbit/s go over a connection.
+func transfer(ctx context.Context, c *testbed.Client, to string, want byte, d time.Duration) (float64, error) {
+	conn, err := c.Dial("tcp", to)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	if _, err := conn.Write([]byte{want}); err != nil {
+		return 0, err
+	}
+	buf := make([]byte, 256<<10)
+	move := conn.Read
+	if want == wantUp {
+		move = conn.Write
+	}
+	// The first part is for the windows to open.
+	var octets int64
+	begin := time.Now()
+	measured := begin.Add(d / 4)
+	end := begin.Add(d)
+	conn.SetDeadline(end.Add(10 * time.Second))
+	for {
+		n, err := move(buf)
+		if err != nil {
+			return 0, err
+		}
+		now := time.Now()
+		if now.After(measured) {
+			octets += int64(n)
+		}
+		if now.After(end) {
+			return float64(octets) * 8 / 1e9 / now.Sub(measured).Seconds(), nil
+		}
+	}
+}

@@ -24,7 +24,7 @@ func benchCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(benchMigrateCommand(), benchNetCommand(), &cobra.Command{
+	c.AddCommand(benchMigrateCommand(), benchNetCommand(), benchBedCommand(), benchBedServiceCommand(), &cobra.Command{
 		Use:    netWorkerCommand,
 		Short:  "One of the processes of bench net (started by it)",
 		Hidden: true,

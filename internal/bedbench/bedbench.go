@@ -14,7 +14,7 @@ type Options struct {
 	Programs string
 
 	// App are the arguments with which ds is the application ([Serve]). Required.
-	App []string
+	App []string `json:"-"`
 
 	// Handoffs is how many there are of each kind; default 1000.
 	Handoffs int
@@ -32,7 +32,7 @@ type Options struct {
 }
 
 // Names of what can be measured.
-var Names = []string{"relay_bulk_up", "relay_bulk_down", "lan_gap", "lan_gap_relay"}
+var Names = []string{"relay_bulk", "lan_gap", "lan_gap_relay"}
 
 func (o *Options) setDefaults() error {
 	o.Handoffs = cmp.Or(o.Handoffs, 1000)

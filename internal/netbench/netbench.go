@@ -116,8 +116,9 @@ type Result struct {
 type Row struct {
 	Name   string   `json:"name"`
 	Value  float64  `json:"value"`
-	Kernel *float64 `json:"kernel"` // null: the kernel has no such thing
-	Ratio  *float64 `json:"ratio"`  // above 1 where Value is better
+	Kernel *float64 `json:"kernel"`         // null: the kernel has no such thing
+	Ratio  *float64 `json:"ratio"`          // above 1 where Value is better
+	Then   *float64 `json:"then,omitempty"` // in the report of 2009
 	Unit   string   `json:"unit"`
 }
 

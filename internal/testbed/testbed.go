@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/internal/impair"
@@ -202,6 +203,17 @@ func (b *Bed) addNode(sw *topology.Switch, name string) (err error) {
 // CareOf is the node's care-of address for a server.
 func (n *Node) CareOf(d *Server) netip.Addr {
 	return At(ServerNet, fmt.Sprintf("::%d:%s", d.Number, n.Name()))
+}
+
+// Logs is the end of what every program has written, for a report of what went
+// wrong.
+func (b *Bed) Logs() string {
+	var all strings.Builder
+	for _, p := range b.Running {
+		lines := strings.SplitAfter(p.Log.String(), "\n")
+		fmt.Fprintf(&all, "%s:\n%s\n", p, strings.Join(lines[max(0, len(lines)-20):], ""))
+	}
+	return all.String()
 }
 
 // Close ends everything, and removes Dir.

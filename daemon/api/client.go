@@ -196,7 +196,7 @@ func (c *Client) Watch(ctx context.Context, o WatchOptions) iter.Seq2[Event, err
 		if cause := ctx.Err(); cause != nil {
 			err = cause
 		} else if err == nil {
-			err = io.ErrUnexpectedEOF // the daemon has closed the stream
+			err = fmt.Errorf("the daemon has ended the stream: %w", io.ErrUnexpectedEOF)
 		}
 		yield(Event{}, fmt.Errorf("api: watch: %w", err))
 	}

@@ -3,7 +3,6 @@ package server
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"net/http"
 	"os"
 	"strconv"
@@ -154,11 +153,10 @@ func (s *Server) watch(q *request) error {
 	}
 	control := http.NewResponseController(q.w)
 	var lines bytes.Buffer
-	encode := json.NewEncoder(&lines)
 	write := func(events []api.Event) error {
 		lines.Reset()
 		for i := range events {
-			if err := encode.Encode(&events[i]); err != nil {
+			if err := encode(&lines, &events[i]); err != nil {
 				return err
 			}
 		}
@@ -240,6 +238,8 @@ func (s *Server) attach(q *request) error {
 	defer session.Close()
 	defer context.AfterFunc(s.ctx, func() { session.Close() })()
 	log := s.log.With("server", dsa, "pid", q.conn.who.PID, "uid", q.conn.who.UID)
+	log.Info("session begins")
+	defer log.Info("session has ended")
 	if err := s.cfg.Backend.Attach(s.ctx, dsa, q.conn.who, session); err != nil {
 		if !session.Used() {
 			session.Send(&api.Message{Kind: api.Welcome, Error: err.Error()})
@@ -250,7 +250,7 @@ func (s *Server) attach(q *request) error {
 			}
 		}
 		if s.ctx.Err() == nil {
-			log.Warn("session ended", "cause", err)
+			log.Warn("session fails", "err", err)
 		}
 	}
 	return nil

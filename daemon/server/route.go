@@ -78,8 +78,8 @@ func (s *Server) handler() http.Handler {
 			if err != nil {
 				s.answerError(q, err)
 			}
-			if route.Access != Read {
-				s.log.Info("api call", "method", r.Method, "path", r.URL.Path, "uid", q.conn.who.UID, "pid", q.conn.who.PID, "error", errText(err))
+			if route.Access == Write || err != nil {
+				s.logCall(q, err)
 			}
 		})
 	}
@@ -97,11 +97,14 @@ func (s *Server) handler() http.Handler {
 	})
 }
 
-func errText(err error) string {
-	if err == nil {
-		return ""
+// logCall records who has changed something, or was refused.
+func (s *Server) logCall(q *request, err error) {
+	log := s.log.With("method", q.Method, "path", q.URL.Path, "uid", q.conn.who.UID, "pid", q.conn.who.PID)
+	if err != nil {
+		log.Warn("call refused", "err", err)
+	} else {
+		log.Info("call")
 	}
-	return err.Error()
 }
 
 func (s *Server) permit(a Access, who Cred) error {
@@ -130,7 +133,14 @@ func writeError(w http.ResponseWriter, e *api.Error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	json.NewEncoder(w).Encode(&api.Error{Code: code, Message: e.Message, Cure: e.Cure})
+	encode(w, &api.Error{Code: code, Message: e.Message, Cure: e.Cure})
+}
+
+// encode writes a value as people would: < is no matter for them.
+func encode(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
 }
 
 // answer answers a call.
@@ -138,12 +148,12 @@ func answer[T any](q *request, v T, err error) error {
 	if err != nil {
 		return err
 	}
-	b, err := json.Marshal(v)
-	if err != nil {
+	var b bytes.Buffer // before the header, for an error
+	if err := encode(&b, v); err != nil {
 		return err
 	}
 	q.w.Header().Set("Content-Type", "application/json")
-	q.w.Write(append(b, '\n'))
+	q.w.Write(b.Bytes())
 	return nil
 }
 

@@ -162,3 +162,36 @@ func TestApplicationFaults(t *testing.T) {
 	}
 	close(hang)
 }
+
+// The last connection of a client ends while its handoff is being prepared: then
+// the client moves without any, and its next one goes to the other node.
+func TestEndsMeanwhile(t *testing.T) {
+	var w *world
+	var s *stream
+	w = newWorld(t, func(c *dstest.Cluster) {
+		c.Intercept = func(node string, m *api.Message) error {
+			if m.Kind == api.Prepared {
+				reset(s)
+				for w.nodes["a"].serving() {
+					runtime.Gosched()
+				}
+			}
+			return nil
+		}
+	}, "a", "b")
+	s = w.dial(client1)
+	s.ping(t)
+	r, err := w.nodes["a"].handoff(client1, "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Connections > 0 {
+		t.Errorf("report: %s", r)
+	}
+	w.awaitOwner(client1, "") // it has none
+	w.cluster.First("b")
+	again := w.dial(client1)
+	again.ping(t)
+	w.awaitOwner(client1, "b")
+	w.noFaults()
+}

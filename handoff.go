@@ -72,7 +72,9 @@ func (h *handoff) reply(a answer) {
 	}
 }
 
-// Handoff hands a client with all its connections to another node, by name.
+// Handoff hands a client with all its connections to another node, by name. A
+// client that has none at the moment is handed off too, as long as the daemon
+// takes it for this node's: its next connection goes to the other node.
 //
 // If state is not nil it is called for each connection that the application has,
 // after the freeze; what it returns, at most [MaxState] octets, arrives with the
@@ -133,6 +135,7 @@ func (h *handoff) begin(ctx context.Context) error {
 		h.id, h.session = n.lastID, n.session
 		h.report = &Report{Client: h.client, From: n.config.Node, To: h.to, Stages: make([]StageTime, 0, 7)}
 		h.donor = migrate.NewClientDonor(s, h.client)
+		h.donor.AllowEmpty() // the daemon knows whether the client is ours
 		n.leaving[h.id] = h
 		n.wg.Add(1)
 		return nil
@@ -335,6 +338,7 @@ func (h *handoff) release(careOf netip.Addr) {
 	for _, p := range late {
 		forward(p)
 	}
+	h.endRest() // of those that have ended meanwhile
 	h.end(theirs)
 	h.released = time.Since(begin)
 }

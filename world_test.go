@@ -143,6 +143,12 @@ func (n *node) state(c net.Conn) ([]byte, error) {
 	return binary.BigEndian.AppendUint64(nil, uint64(s.(*session).at)), nil
 }
 
+// serving tells whether there are sessions.
+func (n *node) serving() (some bool) {
+	n.sessions.Range(func(_, _ any) bool { some = true; return false })
+	return some
+}
+
 func (n *node) handoff(client netip.Addr, to string) (*ds.Report, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()

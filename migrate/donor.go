@@ -33,6 +33,7 @@ type Donor struct {
 	// What it gives: one connection, a client's, or with neither all there are.
 	conn   *stack.Conn
 	client netip.Addr
+	empty  bool // there need be none
 
 	mu     sync.Mutex
 	state  donorState
@@ -83,6 +84,11 @@ func NewClientDonor(s *stack.Stack, client netip.Addr) *Donor {
 // as for the successor of a whole process: the connections of all clients, and
 // even connection requests that the stack has received but not looked at.
 func NewStackDonor(s *stack.Stack) *Donor { return &Donor{stack: s} }
+
+// AllowEmpty makes Freeze succeed also when there is no connection: a client that
+// has none at the moment, or whose last one has just ended, moves like any other,
+// and what it sends meanwhile is held and forwarded. It is called before Freeze.
+func (d *Donor) AllowEmpty() { d.empty = true }
 
 func (d *Donor) String() string {
 	switch {
@@ -273,7 +279,7 @@ func (d *Donor) stop() error {
 			return fmt.Errorf("%s: %w", c.conn.Tuple(), err)
 		}
 	}
-	if stopped == 0 && len(d.packets) == 0 {
+	if stopped == 0 && len(d.packets) == 0 && !d.empty {
 		return ErrEnded
 	}
 	if stopped < len(d.conns) {

@@ -124,7 +124,7 @@ func start(t *testing.T, s setup) *cluster {
 	_, err = sw.Plug(end(c.router, "servers", serverNet, "::1"))
 	c.ok(err)
 	for i := range s.clients {
-		c.addClient(i+1, s.links)
+		c.clients = append(c.clients, c.addClient(i+1, s.links))
 	}
 	for _, name := range []string{"a", "b", "c"} {
 		n := &node{Host: c.host(name), cluster: c, addr: at(serverNet, "::"+name)}
@@ -158,7 +158,8 @@ func (c *cluster) host(name string) *topology.Host {
 	return h
 }
 
-func (c *cluster) addClient(i int, link impair.Settings) {
+// addClient connects one more client with the router.
+func (c *cluster) addClient(i int, link impair.Settings) *client {
 	c.t.Helper()
 	name := fmt.Sprintf("c%d", i)
 	p := netip.MustParsePrefix("2001:db8:" + name + "::/64")
@@ -172,7 +173,7 @@ func (c *cluster) addClient(i int, link impair.Settings) {
 	}
 	c.ok(err)
 	c.ok(cl.Route(everywhere, at(p, "::1")))
-	c.clients = append(c.clients, cl)
+	return cl
 }
 
 // ok ends the test on an error.

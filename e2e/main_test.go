@@ -59,6 +59,7 @@ func inside(t *testing.T, needs ...probe.Name) bool {
 }
 
 var built = map[string]string{
+	"dsco": "./cmd/dsco",
 
 	"ds":      "./cmd/ds",
 	"service": "./e2e/service",

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -48,6 +49,24 @@ func (j *job) ended() bool {
 	default:
 		return false
 	}
+}
+
+// connections waits until the client's kernel has so many connections, which are
+// established.
+func (cl *client) connections(want int) {
+	c := cl.cluster
+	c.t.Helper()
+	c.eventually(fmt.Sprintf("%s has %d connections", cl.Name(), want), func(context.Context) (bool, error) {
+		var b []byte
+		err := cl.Do(func() (err error) { b, err = os.ReadFile("/proc/thread-self/net/tcp6"); return err })
+		got := 0
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); len(f) > 3 && f[3] == "01" { // TCP_ESTABLISHED
+				got++
+			}
+		}
+		return got == want, errors.Join(err, fmt.Errorf("it has %d", got))
+	})
 }
 
 // background does f in a goroutine of its own.

@@ -1,0 +1,197 @@
+//go:build linux
+
+package e2e
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/internal/netns/topology"
+)
+
+// What is left on the hosts when everything has ended: nothing.
+func TestNothingStaysBehind(t *testing.T) {
+	for _, how := range []string{"stopped", "killed", "killed and started"} {
+		t.Run(strings.ReplaceAll(how, " ", "_"), func(t *testing.T) {
+			if !inside(t, everything...) {
+				return
+			}
+			c := start(t, setup{servers: 2, homeLink: true})
+			hosts := []*topology.Host{c.home, c.clients[0].Host}
+			for _, n := range c.nodes {
+				hosts = append(hosts, n.Host)
+			}
+			before := make([][]string, len(hosts))
+			for i, h := range hosts {
+				before[i] = c.traces(h)
+			}
+			c.startAll(0)
+			lines := c.clients[0].socat(c.servers[0].addr.Addr())
+			lines.expect("hello", "1 a hello")
+			c.mode(c.servers[0], c.clients[0], api.Optimised)
+			for i, h := range hosts {
+				if slices.Equal(c.traces(h), before[i]) {
+					t.Errorf("%s: nothing to be seen of what runs there", h.Name())
+				}
+			}
+			daemons := c.daemons()
+			lines.bye()
+			for _, n := range c.nodes {
+				for _, p := range n.apps {
+					if err := p.Stop(patience); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			if how != "stopped" {
+				for _, p := range daemons {
+					p.Kill()
+				}
+			}
+			switch how {
+			case "killed":
+				c.cleanup()
+			case "killed and started":
+				c.restartDaemons(0)
+				daemons = c.daemons()
+			}
+			if how != "killed" {
+				for _, p := range daemons {
+					if err := p.Stop(patience); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			for i, h := range hosts {
+				c.same(h, before[i], how)
+			}
+		})
+	}
+}
+
+// daemons are all that run.
+func (c *cluster) daemons() []*topology.Process {
+	all := []*topology.Process{c.homeAgent}
+	for _, n := range c.nodes {
+		all = append(all, n.dsco)
+	}
+	for _, cl := range c.clients {
+		if cl.dsco != nil {
+			all = append(all, cl.dsco)
+		}
+	}
+	return all
+}
+
+// A daemon is killed and comes back, with its application running on: no
+// connection is lost, the daemon finds its state, and handoffs go on.
+func TestDaemonKilled(t *testing.T) {
+	for _, m := range modes[:2] {
+		t.Run(m.name, func(t *testing.T) {
+			if !inside(t, everything...) {
+				return
+			}
+			c := launchAll(t, setup{}, m.optimised[:len(m.optimised)/2]...)
+			d, cl, b := c.servers[0], c.clients[0], c.nodes[1]
+			e := c.everyday(d, 4<<20, 1<<20)
+			c.handoff(d, cl, b)
+			b.dsco.Kill()
+			b.startDaemon()
+			c.connected(d)
+			e.talk(c, d)
+			c.handoff(d, cl, c.nodes[2])
+			c.handoff(d, cl, b)
+			e.end(c, d, 3)
+		})
+	}
+}
+
+// An application is killed: its connections are lost, and that is said. Those of
+// other nodes are not, and a new one serves.
+func TestApplicationKilled(t *testing.T) {
+	if !inside(t, everything...) {
+		return
+	}
+	c := launchAll(t, setup{clients: 2}, 0)
+	d, b := c.servers[0], c.nodes[1]
+	server := d.addr.Addr()
+	lost, other := c.clients[0].socat(server), c.clients[1].socat(server)
+	lost.expect("hello", "1 a hello")
+	other.expect("hello", "1 a hello")
+	c.handoff(d, c.clients[0], b)
+	lost.expect("there", "2 b there")
+
+	ctx, cancel := c.within(patience)
+	defer cancel()
+	said := make(chan error, 1)
+	go func() {
+		for e, err := range b.api.Watch(ctx, api.WatchOptions{}) {
+			if err != nil || e.Kind == api.EventDetached && strings.Contains(e.Detail, "lost") {
+				said <- err
+				return
+			}
+		}
+	}()
+	b.apps[0].Kill()
+	if err := <-said; err != nil {
+		t.Errorf("nobody says what was lost: %v", err)
+	}
+	other.expect("still", "2 a still")
+	b.startApp(d)
+	c.handoff(d, c.clients[1], b)
+	other.expect("there", "3 b there")
+	// The client that has lost its connection comes again.
+	again := c.clients[0].socat(server)
+	if answer := again.say("hello"); !strings.HasPrefix(answer, "1 ") || !strings.HasSuffix(answer, " hello") {
+		t.Errorf("a new connection says %q", answer)
+	}
+	again.bye()
+	other.bye()
+	lost.p.Kill()
+}
+
+// The home agent is killed and comes back without its memory: the contact
+// registers again, and nobody is reset.
+func TestHomeAgentKilled(t *testing.T) {
+	for _, m := range modes[:2] {
+		t.Run(m.name, func(t *testing.T) {
+			if !inside(t, everything...) {
+				return
+			}
+			c := launchAll(t, setup{clients: 2}, m.optimised...)
+			d := c.servers[0]
+			e := c.everyday(d, 4<<20, 1<<20)
+			c.homeAgent.Kill()
+			c.homeAgent = c.daemon(c.home, "home-agent", c.dir+"/h.toml")
+			e.talk(c, d)
+			for _, cl := range c.clients {
+				c.handoff(d, cl, c.next(c.owner(d, cl)))
+			}
+			late := c.clients[0].redis(d.addr.Addr())
+			late.expect("PING", "PONG")
+			late.bye()
+			e.end(c, d, 1)
+		})
+	}
+}
+
+// cleanup does what an operator does after a crash.
+func (c *cluster) cleanup() {
+	c.t.Helper()
+	run := func(h *topology.Host, config string) {
+		out, err := h.Command(c.ctx, program("dsco"), "cleanup", "--config", config).CombinedOutput()
+		if err != nil {
+			c.t.Errorf("%s: dsco cleanup: %v: %s", h.Name(), err, out)
+		}
+	}
+	run(c.home, c.dir+"/h.toml")
+	for _, n := range c.nodes {
+		run(n.Host, n.config)
+	}
+	for _, cl := range c.clients {
+		run(cl.Host, fmt.Sprintf("%s/%s.toml", c.dir, cl.Name()))
+	}
+}

@@ -1,0 +1,145 @@
+//go:build linux
+
+package e2e
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/e2e/watch"
+	"github.com/distributed-servers/ds/internal/probe"
+)
+
+// everything is what a cluster needs, beside clients' programs.
+var everything = append([]probe.Name{probe.TUN, probe.NFQueue, probe.Program("ip6tables")}, clientPrograms...)
+
+// Sessions go on, on one node after the other: what a node knew of a client's
+// connection the next one knows.
+func sessions(t *testing.T, homeLink, optimised bool) {
+	var who []int
+	mode := api.Relayed
+	if optimised {
+		who, mode = []int{0}, api.Optimised
+	}
+	c := launchAll(t, setup{homeLink: homeLink}, who...)
+	d, cl := c.servers[0], c.clients[0]
+	k := c.capture(cl.Host, "eth0")
+	between := []*capture{c.capture(c.router, "servers"), c.capture(c.home, "eth0"), c.capture(c.nodes[1].Host, "eth0")}
+	server := d.addr.Addr()
+
+	lines, store := cl.socat(server), cl.redis(server)
+	lines.expect("hello", "1 a hello")
+	store.expect("SET k v", "OK")
+	store.expect("INCR n", "1")
+	c.mode(d, cl, mode)
+	handoffs := 0
+	for i := range 6 {
+		to := c.nodes[(i+1)%3]
+		h := c.handoff(d, cl, to)
+		handoffs++
+		if h.Mode != mode || h.Connections != 2 {
+			t.Errorf("handoff of %d connections, %s", h.Connections, h.Mode)
+		}
+		lines.expect("again", fmt.Sprintf("%d %s again", i+2, to.Name()))
+		store.expect("INCR n", fmt.Sprint(i+2))
+		store.expect("GET k", "v")
+	}
+	lines.bye()
+	store.bye()
+	k.check(server, watch.Limits{Handoffs: 2*handoffs + 1, Again: fewAgain})
+	for _, k := range between {
+		k.flows()
+		k.dissect()
+	}
+}
+
+func TestSessionsOptimised(t *testing.T) {
+	if inside(t, everything...) {
+		sessions(t, false, true)
+	}
+}
+
+func TestSessionsRelayed(t *testing.T) {
+	if inside(t, everything...) {
+		sessions(t, false, false)
+	}
+}
+
+func TestSessionsOnAHomeLink(t *testing.T) {
+	if inside(t, everything...) {
+		sessions(t, true, true)
+	}
+}
+
+// modes are which of two clients are optimised.
+var modes = []struct {
+	name      string
+	optimised []int
+}{
+	{"optimised", []int{0, 1}},
+	{"relayed", nil},
+	{"mixed", []int{0}},
+}
+
+// Bulk data, both ways, in the middle of which clients go round.
+func TestTransfers(t *testing.T) {
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) {
+			if !inside(t, everything...) {
+				return
+			}
+			c := launchAll(t, setup{clients: 2}, m.optimised...)
+			d := c.servers[0]
+			server := d.addr.Addr()
+			var captures []*capture
+			var jobs []*job
+			for _, cl := range c.clients {
+				captures = append(captures, c.capture(cl.Host, "eth0"))
+				jobs = append(jobs, cl.download(server, 8<<20, 4<<20), cl.upload(server, 8<<20, 4<<20))
+			}
+			handoffs := c.rotate(d, c.clients, 10, jobs...)
+			t.Logf("%d handoffs", handoffs)
+			for _, k := range captures {
+				k.check(server, watch.Limits{Handoffs: 2*handoffs + 2, Again: 4 << 20})
+			}
+		})
+	}
+}
+
+// A hundred connections of a client move at once: of one that is optimised, and
+// of one that is relayed.
+func TestAHundredConnections(t *testing.T) {
+	if !inside(t, everything...) {
+		return
+	}
+	c := launchAll(t, setup{clients: 2}, 0)
+	d := c.servers[0]
+	server := d.addr.Addr()
+	var captures []*capture
+	var jobs []*job
+	for _, cl := range c.clients {
+		captures = append(captures, c.capture(cl.Host, "eth0"))
+		jobs = append(jobs, cl.parallel(server, 100, 100_000, 20_000))
+	}
+	handoffs := c.rotate(d, c.clients, 3, jobs...)
+	t.Logf("%d handoffs", handoffs)
+	for _, k := range captures {
+		k.check(server, watch.Limits{Handoffs: 2*handoffs + 2, Again: fewAgain})
+	}
+}
+
+// A program that opens and closes connections all the time.
+func TestRedisBenchmark(t *testing.T) {
+	if !inside(t, everything...) {
+		return
+	}
+	c := launchAll(t, setup{clients: 2}, 0)
+	d := c.servers[0]
+	var jobs []*job
+	for _, cl := range c.clients {
+		jobs = append(jobs, cl.benchmark(d.addr.Addr(), 2_000, 20))
+	}
+	handoffs := c.rotate(d, c.clients, 3, jobs...)
+	t.Logf("%d handoffs", handoffs)
+}

@@ -135,6 +135,7 @@ func unfinished(b []byte) tun.Offload {
 func (r *Role) readTUN(queue int) error {
 	b := make([]byte, tun.HeaderRoom+tun.MaxPacket)
 	batch := r.sender.NewBatch()
+	var watch watch
 	for wait := true; ; {
 		p, o, err := r.dev.ReadPacket(queue, b, wait)
 		switch {
@@ -142,6 +143,11 @@ func (r *Role) readTUN(queue int) error {
 			return unlessClosed(err)
 		case p == nil: // no more for now
 			batch.Flush()
+			if watch.due(r.sender.Stats().TooBig, time.Since(r.start)) {
+				if err := r.routes.refresh(); err != nil {
+					r.log.Warn("path MTU", "error", err)
+				}
+			}
 			wait = true
 			continue
 		case !unicast(p):
@@ -159,6 +165,22 @@ func (r *Role) readTUN(queue int) error {
 		})
 		wait = false
 	}
+}
+
+// watch notices that packets have become too big for an interface.
+type watch struct {
+	tooBig uint64
+	last   time.Duration
+}
+
+// due reports whether routes should be looked at again: packets were too big since
+// the last time, which was not just now.
+func (w *watch) due(tooBig uint64, now time.Duration) bool {
+	if tooBig == w.tooBig || w.last != 0 && now-w.last < 100*time.Millisecond {
+		return false
+	}
+	w.tooBig, w.last = tooBig, now
+	return true
 }
 
 func unicast(p []byte) bool {

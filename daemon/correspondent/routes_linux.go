@@ -29,6 +29,7 @@ type routes struct {
 // it for any address of this host.
 type homeRoute struct {
 	locals map[netip.Addr]bool
+	careOf netip.Addr // the last one told
 	source netip.Addr // preferred for new connections
 	mtu    int
 	out    string // interface by which its care-of address is reached
@@ -63,7 +64,7 @@ func (r *routes) bound(local, home, careOf netip.Addr) error {
 	if fresh {
 		h = &homeRoute{locals: make(map[netip.Addr]bool), source: local}
 	}
-	h.out = out
+	h.careOf, h.out = careOf, out
 	if fresh || h.mtu != mtu {
 		h.mtu = mtu
 		if err := r.nl.RouteReplace(r.route(home, h)); err != nil {
@@ -73,6 +74,27 @@ func (r *routes) bound(local, home, careOf netip.Addr) error {
 	h.locals[local] = true
 	r.homes[home] = h
 	return nil
+}
+
+// refresh looks at all paths again: an interface has a smaller MTU than before,
+// or packets leave by another.
+func (r *routes) refresh() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var errs []error
+	for home, h := range r.homes {
+		out, mtu, err := r.path(h.careOf)
+		if err == nil && mtu != h.mtu {
+			h.mtu = mtu
+			err = r.nl.RouteReplace(r.route(home, h))
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("route to home address %v: %w", home, err))
+			continue
+		}
+		h.out = out
+	}
+	return errors.Join(errs...)
 }
 
 // unbound tells that there is none any more.

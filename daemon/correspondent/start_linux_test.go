@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -104,6 +105,27 @@ func TestLocals(t *testing.T) {
 	defer l.Close()
 	if !l.has(old) || l.has(fresh) {
 		t.Error("not those that were named")
+	}
+}
+
+func TestWatch(t *testing.T) {
+	var w watch
+	for i, tt := range []struct {
+		tooBig uint64
+		now    time.Duration
+		want   bool
+	}{
+		{0, 1 * time.Second, false},
+		{1, 2 * time.Second, true},
+		{1, 3 * time.Second, false},
+		{2, 4 * time.Second, true},
+		{3, 4*time.Second + 50*time.Millisecond, false}, // later
+		{3, 4*time.Second + 150*time.Millisecond, true},
+		{3, 5 * time.Second, false},
+	} {
+		if got := w.due(tt.tooBig, tt.now); got != tt.want {
+			t.Errorf("%d: %t", i, got)
+		}
 	}
 }
 

@@ -245,6 +245,25 @@ func TestSuperPackets(t *testing.T) {
 	w.Stop(p)
 }
 
+// The interface's MTU becomes smaller. The route follows, and with it TCP.
+func TestSmallerMTU(t *testing.T) {
+	w := newWorld(t)
+	if w == nil {
+		return
+	}
+	p := w.start()
+	c := w.Dial(w.Client)
+	w.bind()
+	w.Must(nodetest.Transfer(w.Dial(w.Client), 1<<20, 1<<20))
+	w.Output(w.Client, "ip", "link", "set", "eth0", "mtu", "1300")
+	w.Output(w.Agent, "ip", "link", "set", "eth0", "mtu", "1300")
+	w.Must(nodetest.Transfer(c, 128<<10, 1<<20))
+	if route := w.Output(w.Client, "ip", "-6", "route", "get", nodetest.Home.Addr().String()); !strings.Contains(route, "mtu 1276") {
+		t.Errorf("route: %s", route)
+	}
+	w.Stop(p)
+}
+
 // The correspondent is killed while packets flow by way of a binding. Connections
 // go on.
 func TestKilled(t *testing.T) {

@@ -28,6 +28,7 @@ const (
 type handoff struct {
 	node    *Node
 	id      uint64
+	name    uint64 // what the nodes call it
 	client  netip.Addr
 	to      string
 	state   func(net.Conn) ([]byte, error)
@@ -217,7 +218,7 @@ func (h *handoff) prepare(ctx context.Context) error {
 	h.node.tellClient(h.client, true) // the daemon must know whom it is about
 	m, err := h.ask(ctx, api.Prepared, &api.Message{Kind: api.Prepare, To: h.to})
 	if err == nil {
-		h.report.Optimised = m.Optimised
+		h.name, h.report.Optimised = m.Handoff, m.Optimised
 	}
 	return err
 }

@@ -89,8 +89,13 @@ func (n *Node) dispatch(s Session, m *api.Message) {
 		n.stack.Unbind(m.Client)
 	case api.Asked:
 		n.wg.Go(func() { n.asked(s, m) })
-	case api.Prepared, api.Imported, api.Done:
+	case api.Prepared, api.Imported:
 		n.answered(m)
+	case api.Done:
+		n.answered(m)
+		if m.Error == "" { // from now on nobody here would ask for it
+			s.Send(&api.Message{Kind: api.Settled, ID: m.ID})
+		}
 	case api.Offer:
 		s.Send(n.offered(m))
 	case api.Activate:
@@ -153,7 +158,11 @@ func (n *Node) attachOnce() (a *Attachment, accepts bool, err error) {
 	n.clients.telling.Lock() // word to the daemon before is out, or lost
 	here := n.clients.resume(except)
 	n.clients.telling.Unlock()
-	a, err = n.attach(n.life, &api.Message{AcceptsHandoffs: accepts, HasTUN: true, Resume: here})
+	hello := &api.Message{AcceptsHandoffs: accepts, HasTUN: true, Resume: here}
+	for _, h := range except {
+		hello.Doubts = append(hello.Doubts, api.Doubt{ID: h.id, Handoff: h.name, Client: h.client, To: h.to})
+	}
+	a, err = n.attach(n.life, hello)
 	if err != nil {
 		return nil, false, err
 	}

@@ -136,6 +136,9 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	undo = append(undo, n.filter.Close)
 	for _, s := range n.services {
 		s.step(member.Start{})
+		if s.device != nil { // no application was left when it was opened
+			s.step(member.AppGone{Lost: true})
+		}
 	}
 	if n.mesh, err = peer.Open(meshConfig); err != nil {
 		return err
@@ -164,45 +167,54 @@ func (n *Node) Run(ctx context.Context) (err error) {
 }
 
 // open makes a service.
-func (n *Node) open(c config.Server, h *host.Host) (*service, error) {
+func (n *Node) open(c config.Server, h *host.Host) (s *service, err error) {
 	home, careOf := c.Address.Addr(), c.Nodes[n.cfg.Node.Name]
-	s := &service{
+	s = &service{
 		n: n, cfg: c, home: home, careOf: careOf, tun: interfaceName(home), waiting: make(map[uint64]chan member.Answer),
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
 	contact, ok, err := n.state.load(home)
 	if err != nil {
-		return nil, err
+		return s, err
 	}
 	if _, known := c.Nodes[contact.Name]; !ok || !known {
 		contact = member.Contact{Name: c.Contact}
 	}
 	key, err := config.ReadKey(c.KeyFile)
 	if err != nil {
-		return nil, err
+		return s, err
 	}
 	nodes := make(map[string]member.Addrs)
 	for name, careOf := range c.Nodes {
 		nodes[name] = member.Addrs{Daemon: n.cfg.Node.Peers[name], CareOf: careOf}
 	}
 	nodes[n.cfg.Node.Name] = member.Addrs{Daemon: n.cfg.Node.Address, CareOf: careOf}
+	var recs []member.Record
+	if s.records, recs, err = n.state.openRecords(home); err != nil {
+		return s, err
+	}
 	s.member, err = member.New(member.Config{
 		Name: n.cfg.Node.Name, Home: c.Address, HomeAgent: c.HomeAgent, SPI: c.SPI, Key: wire.SharedKey(key),
-		Nodes: nodes, Contact: contact, Epoch: n.begin, Rand: rand.Reader,
+		Nodes: nodes, Contact: contact, Records: recs, Epoch: n.begin, Rand: rand.Reader,
 		Session:     api.SessionConfig{MTU: c.MTU, Queues: c.Queues, TUN: s.tun},
 		IdleTimeout: time.Duration(c.IdleTimeout),
 	})
 	if err != nil {
-		return nil, err
+		return s, err
 	}
 	s.timer = time.AfterFunc(time.Hour, func() { s.step(member.Tick{}) })
 	s.timer.Stop()
 	if err := s.openDevice(); errors.Is(err, unix.EBUSY) {
 		n.log.Info("an application still has the interface; waiting for it to attach", "server", home, "interface", s.tun)
 	} else if err != nil {
-		return nil, err
+		return s, err
 	}
 	if err := h.AddProxy(n.cfg.Node.Interface, careOf); err != nil {
-		return nil, errors.Join(err, s.close())
+		return s, err
 	}
 	n.services = append(n.services, s)
 	n.byHome[home], n.byCareOf[careOf] = s, s
@@ -212,11 +224,17 @@ func (n *Node) open(c config.Server, h *host.Host) (*service, error) {
 func (s *service) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.timer.Stop()
-	if s.device != nil {
-		return s.device.Close()
+	var err error
+	if s.timer != nil {
+		s.timer.Stop()
 	}
-	return nil
+	if s.device != nil {
+		err = s.device.Close()
+	}
+	if s.records != nil {
+		err = errors.Join(err, s.records.close())
+	}
+	return err
 }
 
 // rules are those of the packet filter.

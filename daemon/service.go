@@ -28,6 +28,7 @@ type service struct {
 
 	mu      sync.Mutex // of the member, and the order of what it says
 	member  *member.Member
+	records *records // nil: not open yet
 	timer   *time.Timer
 	session *session // nil: no application is attached
 	device  *tun.TUN // nil: the application that is attached has the only descriptors
@@ -73,6 +74,12 @@ func (s *service) step(in member.Input) {
 
 func (s *service) stepLocked(in member.Input) {
 	out := s.member.Step(s.n.now(), in)
+	if len(out.Record) > 0 {
+		if err := s.records.add(out.Record); err != nil {
+			s.n.log.Error("a handoff is not recorded", "server", s.home, "err", err)
+			s.publish(api.Event{Kind: api.EventFault, Detail: err.Error()})
+		}
+	}
 	if out.Save != nil {
 		if err := s.n.state.save(s.home, *out.Save); err != nil {
 			s.n.log.Error("the contact's epoch is not saved", "server", s.home, "err", err)

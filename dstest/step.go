@@ -140,7 +140,7 @@ func (c *Cluster) prepare(d *daemon, m *api.Message) *api.Message {
 	h := &handoff{client: m.Client, from: d, to: to, id: m.ID}
 	c.lastID++
 	c.handoffs[c.lastID] = h // so that find finds it; Transfer gives it the target's ID
-	return &api.Message{Kind: api.Prepared, ID: m.ID, Optimised: c.Optimise}
+	return &api.Message{Kind: api.Prepared, ID: m.ID, Handoff: c.lastID, Optimised: c.Optimise}
 }
 
 // find returns a handoff by the donor's ID.

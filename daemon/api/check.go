@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"unicode/utf8"
@@ -48,6 +49,7 @@ var rules = [kinds]struct {
 	Activate:      {daemon, needID, false},
 	Activated:     {application, needID, true},
 	Forget:        {daemon, needID, true},
+	Settled:       {application, needID, false},
 }
 
 // Limits of what a message may have.
@@ -102,6 +104,7 @@ func (m *Message) checkFields() error {
 		checkName("program", m.Program),
 		checkLen("state", len(m.State), maxElements),
 		checkLen("resume", len(m.Resume), maxElements),
+		checkLen("doubts", len(m.Doubts), maxElements),
 		checkConnections(m.Connections),
 	} {
 		if err != nil {
@@ -113,10 +116,25 @@ func (m *Message) checkFields() error {
 			return err
 		}
 	}
+	for _, d := range m.Doubts {
+		if err := d.check(); err != nil {
+			return err
+		}
+	}
 	if m.Config != nil {
 		return m.Config.check()
 	}
 	return nil
+}
+
+func (d *Doubt) check() error {
+	if d.ID == 0 || d.Handoff == 0 || d.To == "" {
+		return errors.New("a doubt without handoff, or node that it goes to")
+	}
+	if err := checkLen("node", len(d.To), maxName); err != nil {
+		return err
+	}
+	return checkAddr("client in doubt", d.Client, true)
 }
 
 func (c *SessionConfig) check() error {

@@ -18,10 +18,11 @@ type Kind uint8
 
 // Kinds of messages.
 const (
-	// Hello is the application's first message: Program, AcceptsHandoffs, and
-	// Resume, the clients that it owns if it was attached before. HasTUN means
-	// that it still has the descriptors. A later Hello says that AcceptsHandoffs
-	// has changed, and is not answered.
+	// Hello is the application's first message: Program, AcceptsHandoffs. HasTUN
+	// means that it was attached before, has not ended since and still has the
+	// descriptors; then Resume are the clients that it owns, and Doubts its
+	// handoffs that it has committed and not heard the end of: Done will tell. A
+	// later Hello says that AcceptsHandoffs has changed, and is not answered.
 	Hello Kind = iota + 1
 	// Welcome answers it: Config, and with it the descriptors of the TUN unless
 	// HasTUN. Error refuses.
@@ -40,7 +41,8 @@ const (
 	Answered
 
 	// Prepare asks whether Client can be handed off to node To. Prepared
-	// answers, with Optimised if the Binding Update will go out at once, or Error.
+	// answers, with Optimised if the Binding Update will go out at once, and with
+	// Handoff, or Error.
 	Prepare
 	Prepared
 	// Transfer carries the Snapshot and the application's State. Imported
@@ -66,6 +68,10 @@ const (
 	// Forget: they are not, and never will be.
 	Forget
 
+	// Settled answers a Done without Error: the application is in no doubt about
+	// the handoff any more, and will never ask.
+	Settled
+
 	kinds
 )
 
@@ -73,7 +79,7 @@ var kindNames = [kinds]string{
 	Hello: "hello", Welcome: "welcome", ConfigChanged: "config", Owned: "owned", Gone: "gone", Bound: "bound", Unbound: "unbound",
 	Asked: "asked", Answered: "answered", Prepare: "prepare", Prepared: "prepared", Transfer: "transfer", Imported: "imported",
 	Commit: "commit", Done: "done", Abort: "abort", Offer: "offer", Accepted: "accepted", Activate: "activate",
-	Activated: "activated", Forget: "forget",
+	Activated: "activated", Forget: "forget", Settled: "settled",
 }
 
 func (k Kind) String() string {
@@ -109,6 +115,19 @@ type Message struct {
 	Config *SessionConfig `cbor:"15,keyasint,omitempty"`
 
 	Connections int `cbor:"16,keyasint,omitempty"` // of Client, in Owned, Transfer, Answered
+
+	Handoff uint64  `cbor:"17,keyasint,omitempty"` // what the nodes call a handoff, see [Doubt]
+	Doubts  []Doubt `cbor:"18,keyasint,omitempty"`
+}
+
+// Doubt is a handoff that an application has committed without having heard the
+// end of it. It outlives the daemon with which it was begun.
+type Doubt struct {
+	_       struct{} `cbor:",toarray"`
+	ID      uint64   // the application's
+	Handoff uint64   // as in Prepared
+	Client  netip.Addr
+	To      string
 }
 
 // SessionConfig is what an application needs to know for its stack.

@@ -23,7 +23,7 @@ func config() *SessionConfig {
 
 // complete are messages that have just what their kind needs.
 var complete = [kinds]*Message{
-	Hello:         {Program: "test", AcceptsHandoffs: true, HasTUN: true, Resume: []netip.Addr{addr1, addr2}},
+	Hello:         {Program: "test", AcceptsHandoffs: true, HasTUN: true, Resume: []netip.Addr{addr1, addr2}, Doubts: []Doubt{{ID: 1, Handoff: 2, Client: addr1, To: "b"}}},
 	Welcome:       {Config: config()},
 	ConfigChanged: {Config: config()},
 	Owned:         {Client: addr1, Connections: 1},
@@ -33,7 +33,7 @@ var complete = [kinds]*Message{
 	Asked:         {ID: 1, Client: addr1, To: "b"},
 	Answered:      {ID: 1},
 	Prepare:       {ID: 1, Client: addr1, To: "b"},
-	Prepared:      {ID: 1, Optimised: true},
+	Prepared:      {ID: 1, Optimised: true, Handoff: 2},
 	Transfer:      {ID: 1, Snapshot: []byte("snapshot"), State: [][]byte{[]byte("a"), {}}},
 	Imported:      {ID: 1},
 	Commit:        {ID: 1},
@@ -44,6 +44,7 @@ var complete = [kinds]*Message{
 	Activate:      {ID: 1, Optimised: true},
 	Activated:     {ID: 1},
 	Forget:        {ID: 1},
+	Settled:       {ID: 1},
 }
 
 func init() {
@@ -111,6 +112,7 @@ func TestBadMessages(t *testing.T) {
 		"IPv4 in IPv6":        {Kind: Owned, Client: netip.AddrFrom16(v4.As16())},
 		"zone":                {Kind: Owned, Client: addr1.WithZone("eth0")},
 		"resume nothing":      change(Hello, func(m *Message) { m.Resume = []netip.Addr{{}} }),
+		"doubt of nothing":    change(Hello, func(m *Message) { m.Doubts = []Doubt{{}} }),
 		"resume IPv4":         change(Hello, func(m *Message) { m.Resume = []netip.Addr{v4} }),
 		"care-of IPv4":        change(Done, func(m *Message) { m.CareOf = v4 }),
 		"long node":           change(Asked, func(m *Message) { m.To = strings.Repeat("x", 254) }),

@@ -274,6 +274,8 @@ func (m *Member) fromPeer(from string, msg *Message) {
 		}
 	case Prepare, Transfer, Commit, Query:
 		m.asTarget(from, msg)
+	case Settled:
+		m.settled(from, msg)
 	case Abort:
 		m.calledOff(from, msg)
 	case Prepared, Imported, Done:

@@ -11,7 +11,7 @@
 //
 //	for in := range inputs { // messages, packets, commands, ticks
 //		out := m.Step(now(), in)
-//		save(out.Save)
+//		save(out.Save, out.Record)
 //		send(out.Send)
 //		relay(out.Relay)
 //		toApplication(out.App)
@@ -47,6 +47,8 @@
 //	    │ Done      │             Done │      Activated │
 //	    │◄──────────┤◄─────────────────┤◄───────────────┤
 //	  discard       │                  │                │
+//	    │ Settled   │ Settled          │                │
+//	    ├──────────►├─────────────────►│ forgets        │
 //
 // Until Commit any of them can call it off, and the donor's application thaws
 // the client. With Commit the donor stops being the owner: it deletes what it
@@ -55,6 +57,17 @@
 // client and never will: the donor is the owner once more, with a later epoch. If
 // the connection between the two is lost in between, the donor asks (Query) when
 // it is back.
+//
+// A daemon that ends takes its member's memory along, while the applications go
+// on. What has to be known afterwards the application tells with its Hello: what
+// it owns, and which commits it is in doubt about. The exception is what a target
+// has taken: the client may have gone on, or away, before its donor asks. So that
+// is recorded (record.go) until the donor's application is known to know. A
+// member that was started anew does not know the epochs of its clients either;
+// the contact tells those that will do.
+//
+// docs/model has all this as a model, in which everything may be lost or end at
+// any moment, and what is true of it none the less.
 //
 // # Contact
 //

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/mobility/node"
@@ -22,14 +21,19 @@ import (
 //	    └──────────────────┴─── refused, late, ─┴────────┬───────────┤
 //	                            called off               ▼           ▼
 //	                                                   (end) ◄─── committed
-//	                                                          Done
+//	                                                     ▲  Done,    │ Done
+//	                                                     │  error    ▼
+//	                                                     └───────── told
+//	                                                       Settled
 type handoff struct {
 	id      uint64 // ours
 	session uint64 // the application's
 	c       *client
 	to      string
 	stage   stage
-	grant   node.Grant // as committed
+	grant   node.Grant   // as committed
+	orphan  bool         // the application has ended: nobody waits for the end
+	done    *api.Message // what it is told
 }
 
 type stage uint8
@@ -40,9 +44,10 @@ const (
 	transferring
 	imported
 	committed
+	told
 )
 
-var stageNames = [...]string{"prepare", "freeze", "transfer", "commit", "activate"}
+var stageNames = [...]string{"prepare", "freeze", "transfer", "commit", "activate", "release"}
 
 func (s stage) String() string { return stageNames[s] }
 
@@ -130,7 +135,7 @@ func (m *Member) prepare(msg *api.Message) {
 	m.timers.Set(h, m.now+m.cfg.HandoffTimeout)
 	grant, _ := m.machine.Grant(c.addr, m.now)
 	m.toPeer(h.to, &Message{
-		Kind: Prepare, ID: h.id, Client: c.addr, Epoch: c.epoch + 1, Grant: newGrant(grant), Relayed: c.relayed,
+		Kind: Prepare, ID: h.id, Client: c.addr, Epoch: c.later(1), Grant: newGrant(grant), Relayed: c.relayed,
 	})
 }
 
@@ -156,6 +161,8 @@ func (m *Member) proceed(msg *api.Message) {
 		})
 	case msg.Kind == api.Commit && h.stage == imported:
 		m.commit(h)
+	case msg.Kind == api.Settled && h.stage == told:
+		m.settle(h)
 	default:
 		refuse(fmt.Sprintf("%s is out of order: the handoff is at %s", msg.Kind, h.stage))
 	}
@@ -169,7 +176,7 @@ func (m *Member) commit(h *handoff) {
 	m.mobile(node.Abandon{Client: h.c.addr})
 	m.disown(h.c)
 	m.toPeer(h.to, &Message{
-		Kind: Commit, ID: h.id, Client: h.c.addr, Epoch: h.c.epoch + 1, Grant: newGrant(h.grant), Relayed: h.c.relayed,
+		Kind: Commit, ID: h.id, Client: h.c.addr, Epoch: h.c.later(1), Grant: newGrant(h.grant), Relayed: h.c.relayed,
 	})
 }
 
@@ -186,7 +193,7 @@ func (m *Member) asDonor(from string, msg *Message) {
 			return
 		}
 		h.stage = prepared
-		m.toApp(&api.Message{Kind: api.Prepared, ID: h.session, Optimised: msg.Optimised})
+		m.toApp(&api.Message{Kind: api.Prepared, ID: h.session, Handoff: h.id, Optimised: msg.Optimised})
 	case msg.Kind == Imported && h.stage == transferring:
 		if msg.Error != "" {
 			m.fail(h, fmt.Errorf("node %s: %s", from, msg.Error))
@@ -206,16 +213,28 @@ func (m *Member) asDonor(from string, msg *Message) {
 func (m *Member) done(h *handoff, msg *Message) {
 	addr := h.c.addr
 	if msg.Error == "" {
-		m.end(h)
+		m.timers.Remove(h)
 		m.event(api.EventHandedOff, addr, h.to, "")
-		m.toApp(&api.Message{
+		if h.orphan {
+			m.settle(h)
+			return
+		}
+		h.stage = told
+		h.done = &api.Message{
 			Kind: api.Done, ID: h.session, Client: addr, CareOf: m.cfg.Nodes[h.to].CareOf, Optimised: msg.Optimised,
-		})
+		}
+		m.toApp(h.done)
 		return
 	}
 	m.end(h)
-	c := &client{addr: addr, epoch: h.c.epoch + 2, since: m.now, connections: h.c.connections}
+	if h.orphan && m.clients[addr] != nil {
+		return // it has connected anew
+	}
+	c := &client{addr: addr, epoch: h.c.later(2), since: m.now, connections: h.c.connections}
 	m.clients[addr] = c
+	if h.orphan {
+		m.lose(c)
+	}
 	m.event(api.EventHandoffFailed, addr, h.to, msg.Error)
 	m.tellContact(c)
 	if h.c.relayed {
@@ -223,7 +242,16 @@ func (m *Member) done(h *handoff, msg *Message) {
 	} else {
 		m.mobile(node.Bind{Client: addr, Grant: h.grant})
 	}
-	m.toApp(&api.Message{Kind: api.Done, ID: h.session, Error: fmt.Sprintf("node %s: %s", h.to, msg.Error)})
+	if !h.orphan {
+		m.toApp(&api.Message{Kind: api.Done, ID: h.session, Error: fmt.Sprintf("node %s: %s", h.to, msg.Error)})
+	}
+}
+
+// settle ends a handoff that nobody here will ask about any more: the target may
+// forget it.
+func (m *Member) settle(h *handoff) {
+	m.toPeer(h.to, &Message{Kind: Settled, ID: h.id})
+	m.end(h)
 }
 
 // fail ends a handoff that is not committed. The application hears of it with
@@ -241,7 +269,9 @@ func (m *Member) fail(h *handoff, err error) {
 func (m *Member) end(h *handoff) {
 	m.timers.Remove(h)
 	delete(m.outgoing, h.id)
-	delete(m.bySession, h.session)
+	if m.bySession[h.session] == h {
+		delete(m.bySession, h.session)
+	}
 	if h.c.out == h {
 		h.c.out = nil
 	}
@@ -286,7 +316,7 @@ func (m *Member) lostPeer(name string) {
 func (m *Member) askAgain(name string) {
 	for _, h := range m.handoffs() {
 		if h.to == name && h.stage == committed {
-			m.toPeer(name, &Message{Kind: Query, ID: h.id, Client: h.c.addr})
+			m.query(h)
 		}
 	}
 }
@@ -294,9 +324,15 @@ func (m *Member) askAgain(name string) {
 // abandonHandoffs is that the application is not attached any more.
 func (m *Member) abandonHandoffs(lost bool) {
 	for _, h := range m.handoffs() {
-		if h.stage < committed {
+		switch {
+		case h.stage < committed:
 			m.toPeer(h.to, &Message{Kind: Abort, ID: h.id})
 			m.end(h)
+		case lost && h.stage == told:
+			m.settle(h)
+		case lost: // the next application may use the ID for another
+			h.orphan = true
+			delete(m.bySession, h.session)
 		}
 	}
 	for _, o := range m.arrivals() {
@@ -307,49 +343,4 @@ func (m *Member) abandonHandoffs(lost bool) {
 			m.complete(o) // the client is this node's, although its connections are lost
 		}
 	}
-}
-
-// settled remembers how handoffs to this member have ended, for as long as a
-// donor may ask.
-type settled struct {
-	ended map[handoffKey]outcome
-	order []handoffKey
-}
-
-type outcome struct {
-	err   string
-	until time.Duration
-}
-
-const (
-	settledLifetime = time.Hour
-	maxSettled      = 1 << 16
-)
-
-func (s *settled) set(k handoffKey, err string, now time.Duration) {
-	if s.ended == nil {
-		s.ended = make(map[handoffKey]outcome)
-	}
-	if _, known := s.ended[k]; known {
-		return // decided once
-	}
-	if len(s.order) == maxSettled {
-		delete(s.ended, s.order[0])
-		s.order = s.order[1:]
-	}
-	s.ended[k] = outcome{err, now + settledLifetime}
-	s.order = append(s.order, k)
-}
-
-func (s *settled) expire(now time.Duration) {
-	for len(s.order) > 0 && s.ended[s.order[0]].until <= now {
-		delete(s.ended, s.order[0])
-		s.order = s.order[1:]
-	}
-}
-
-// handoffKey identifies a handoff to this member.
-type handoffKey struct {
-	from string
-	id   uint64
 }

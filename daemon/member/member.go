@@ -37,6 +37,9 @@ type Config struct {
 	// last, or what the configuration says, with epoch 0.
 	Contact Contact
 
+	// Records are what was recorded before, in order.
+	Records []Record
+
 	// Epoch is the wall-clock time when now is 0.
 	Epoch time.Time
 
@@ -99,7 +102,8 @@ type Start struct{}
 type App struct{ Message *api.Message }
 
 // AppGone tells that the application is not attached any more. Lost means that
-// it has ended, and its connections with it; otherwise it may come back.
+// it has ended, and its connections with it; otherwise it may come back. After
+// Start it tells so of one that was attached to the daemon before.
 type AppGone struct{ Lost bool }
 
 // Peer is a message of another member.
@@ -159,8 +163,10 @@ func (Tick) input()          {}
 // member and is valid until its next step, the messages excepted, which may be
 // kept.
 type Output struct {
-	// Save is to be kept across restarts, before anything else is done.
-	Save *Contact
+	// Save and Record are to be kept across restarts, before anything else is
+	// done.
+	Save   *Contact
+	Record []Record
 
 	// Send are IPv6 packets: a Binding Update before the message that sets the
 	// data free.
@@ -217,12 +223,20 @@ type Client struct {
 // client is one that this member owns, or has given away and not yet heard.
 type client struct {
 	addr        netip.Addr
-	epoch       uint64
+	epoch       uint64 // 0: this member was started anew and has not been told
 	since       time.Duration
 	connections int
 	bound       bool     // the application sends by its binding
 	relayed     bool     // it is known not to do route optimisation
 	out         *handoff // on its way to another member
+}
+
+// later is an epoch after the client's, if that is known.
+func (c *client) later(n uint64) uint64 {
+	if c.epoch == 0 {
+		return 0
+	}
+	return c.epoch + n
 }
 
 // Member is the machine.
@@ -265,7 +279,7 @@ type Member struct {
 	offers    map[uint64]*offer     // by the ID towards the application
 	asked     map[uint64]uint64     // towards the application: the command's ID
 	timers    deadline.Queue[any]   // of *handoff, *offer, *takeover
-	settled   settled
+	records   records
 
 	started bool
 	out     Output
@@ -310,6 +324,9 @@ func New(cfg Config) (*Member, error) {
 		offers:    make(map[uint64]*offer),
 		asked:     make(map[uint64]uint64),
 	}
+	for _, rec := range cfg.Records {
+		m.records.set(rec)
+	}
 	for name, a := range cfg.Nodes {
 		if name != cfg.Name {
 			m.other[a.Daemon], m.other[a.CareOf] = name, name
@@ -339,7 +356,7 @@ func New(cfg Config) (*Member, error) {
 // Step takes an input at the time now, and does what is due.
 func (m *Member) Step(now time.Duration, in Input) Output {
 	m.now = max(m.now, now)
-	m.out = Output{Send: m.out.Send[:0], Relay: m.out.Relay[:0], Events: m.out.Events[:0]}
+	m.out = Output{Record: m.out.Record[:0], Send: m.out.Send[:0], Relay: m.out.Relay[:0], Events: m.out.Events[:0]}
 	if _, first := in.(Start); !first && !m.started {
 		return m.out
 	}
@@ -406,7 +423,6 @@ func (m *Member) due() {
 		}
 		m.retire(c)
 	}
-	m.settled.expire(m.now)
 }
 
 // NextDeadline is when [Member.Step] wants a [Tick]; ok is false if it does not.

@@ -41,8 +41,10 @@ const (
 	Commit   // Client, Epoch, Grant, Relayed
 	Done     // or Error: the target does not have the client and never will
 	Abort
-	// Query asks for Done again, after a connection was lost.
+	// Query asks for Done again, after a connection or a daemon was lost.
 	Query
+	// Settled answers Done: nobody will ask for it any more.
+	Settled
 
 	kinds
 )
@@ -50,7 +52,7 @@ const (
 var kindNames = [kinds]string{
 	Hello: "hello", SetContact: "set contact", TakeOver: "take over", Owners: "owners", Stale: "stale", Gone: "gone",
 	Prepare: "prepare", Prepared: "prepared", Transfer: "transfer", Imported: "imported",
-	Commit: "commit", Done: "done", Abort: "abort", Query: "query",
+	Commit: "commit", Done: "done", Abort: "abort", Query: "query", Settled: "settled",
 }
 
 func (k Kind) String() string {
@@ -185,7 +187,7 @@ func (m *Message) check() error {
 		needsClient = true
 	case Prepare, Transfer, Commit, Query:
 		needsClient, needsID = true, true
-	case Prepared, Imported, Done, Abort:
+	case Prepared, Imported, Done, Abort, Settled:
 		needsID = true
 	default:
 		return errors.New("unknown")

@@ -29,6 +29,7 @@ func samples() []*Message {
 		{Kind: Done, ID: 1, Optimised: true},
 		{Kind: Abort, ID: 1},
 		{Kind: Query, ID: 1, Client: c},
+		{Kind: Settled, ID: 1},
 	}
 }
 
@@ -64,7 +65,7 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-const lastKind = Query + 1
+const lastKind = Settled + 1
 
 func TestIncompleteMessages(t *testing.T) {
 	c := clientAddr(0)

@@ -34,12 +34,12 @@ func (m *Member) fromApp(msg *api.Message) {
 	}
 	switch msg.Kind {
 	case api.Owned:
-		m.own(msg.Client, msg.Connections)
+		m.own(msg.Client, msg.Connections, 1)
 	case api.Gone:
 		m.gone(msg.Client)
 	case api.Prepare:
 		m.prepare(msg)
-	case api.Transfer, api.Commit, api.Abort:
+	case api.Transfer, api.Commit, api.Abort, api.Settled:
 		m.proceed(msg)
 	case api.Accepted, api.Activated:
 		m.offered(msg)
@@ -54,7 +54,11 @@ func (m *Member) hello(msg *api.Message) {
 	m.attached, m.accepts = true, msg.AcceptsHandoffs
 	m.toApp(&api.Message{Kind: api.Welcome, Config: m.sessionConfig()})
 	for _, a := range msg.Resume {
-		m.own(a, 1)
+		m.own(a, 1, 0)
+	}
+	m.recall(msg.Resume, !msg.HasTUN)
+	for _, d := range msg.Doubts {
+		m.doubt(d)
 	}
 	for _, c := range m.sorted() {
 		if c.bound {
@@ -87,6 +91,9 @@ func (m *Member) sessionConfig() *api.SessionConfig {
 // lost: its clients own nothing here, and are let go when they stay away.
 func (m *Member) appGone(lost bool) {
 	if !m.attached {
+		if lost {
+			m.recall(nil, true)
+		}
 		return
 	}
 	m.attached, m.accepts = false, false
@@ -105,14 +112,19 @@ func (m *Member) appGone(lost bool) {
 		return
 	}
 	for _, c := range m.sorted() {
-		c.connections = 0
-		m.idle.Set(c, m.now+m.cfg.IdleTimeout)
+		m.lose(c)
 	}
 }
 
+// lose is that nothing is left of a client's connections.
+func (m *Member) lose(c *client) {
+	c.connections = 0
+	m.idle.Set(c, m.now+m.cfg.IdleTimeout)
+}
+
 // own makes a client this member's: it has connected, or the application that
-// has come back has it.
-func (m *Member) own(addr netip.Addr, connections int) {
+// has come back has it, with an epoch that only the contact knows.
+func (m *Member) own(addr netip.Addr, connections int, epoch uint64) {
 	c := m.clients[addr]
 	if c != nil {
 		c.connections = max(1, connections)
@@ -122,7 +134,7 @@ func (m *Member) own(addr netip.Addr, connections int) {
 	if !addr.Is6() || !addr.IsGlobalUnicast() {
 		return // a link-local client cannot have a binding, nor be relayed
 	}
-	c = &client{addr: addr, epoch: 1, since: m.now, connections: max(1, connections)}
+	c = &client{addr: addr, epoch: epoch, since: m.now, connections: max(1, connections)}
 	m.clients[addr] = c
 	m.event(api.EventOwned, addr, "", "")
 	m.mobile(node.Optimise{Client: addr})
@@ -132,8 +144,7 @@ func (m *Member) own(addr netip.Addr, connections int) {
 // gone is that a client's last connection has ended.
 func (m *Member) gone(addr netip.Addr) {
 	if c := m.clients[addr]; c != nil && c.out == nil {
-		c.connections = 0
-		m.idle.Set(c, m.now+m.cfg.IdleTimeout)
+		m.lose(c)
 	}
 }
 
@@ -185,22 +196,29 @@ func (m *Member) report() {
 	m.toPeer(m.contact.Name, msg)
 }
 
-// claim is, at the contact, that a member says that it owns a client. It may have
-// forgotten the epoch when it was started anew; then it is told. What another
-// member owns, as far as is known, it does not get: that one is there, and
-// would not have let go without telling.
+// claim is, at the contact, that a member says that it owns a client. It returns
+// the epoch, 0 for no. What another member owns, as far as is known, it does not
+// get with an epoch that is not later: that one is there, and would not have let
+// go without telling. A member that was started anew does not know the epoch (0)
+// and is told the one that will do: it may have handed the client on meanwhile.
 func (m *Member) claim(name string, o Owned) (epoch uint64) {
 	was, known := m.owners[o.Client]
 	epoch = o.Epoch
-	if known && was.Epoch >= epoch && was != (Owner{name, epoch}) {
-		if _, there := m.up[was.Name]; was.Name != name && (there || was.Name == m.cfg.Name) {
-			m.event(api.EventFault, o.Client, name, fmt.Sprintf("claims with epoch %d what %s owns with epoch %d", epoch, was.Name, was.Epoch))
-			return 0
-		}
-		epoch = was.Epoch
-		if was.Name != name {
-			epoch++
-		}
+	switch _, there := m.up[was.Name]; {
+	case !known:
+		epoch = max(1, epoch)
+	case was.Name == name:
+		epoch = max(was.Epoch, epoch)
+	case epoch == 0 && name != m.cfg.Name:
+		return was.Epoch + 1 // if it still owns the client it claims again with this
+	case epoch == 0:
+		epoch = was.Epoch + 1
+	case was.Epoch < epoch:
+	case there || was.Name == m.cfg.Name:
+		m.event(api.EventFault, o.Client, name, fmt.Sprintf("claims with epoch %d what %s owns with epoch %d", epoch, was.Name, was.Epoch))
+		return 0
+	default:
+		epoch = was.Epoch + 1
 	}
 	m.owners[o.Client] = Owner{name, epoch}
 	m.out.Relay = append(m.out.Relay, relay.SetOwner{Client: o.Client, Owner: m.cfg.Nodes[name].CareOf, Epoch: epoch})
@@ -235,17 +253,23 @@ func (m *Member) stale(from string, owners []Owned) {
 		return
 	}
 	for _, o := range owners {
-		if c := m.clients[o.Client]; c != nil {
-			c.epoch = max(c.epoch, o.Epoch)
+		c := m.clients[o.Client]
+		if c == nil {
+			continue
+		}
+		unknown := c.epoch == 0
+		c.epoch = max(c.epoch, o.Epoch)
+		if unknown && c.connections > 0 {
+			m.tellContact(c)
 		}
 	}
 }
 
 // forget is, at the contact, that a member has let a client go.
 func (m *Member) forget(name string, addr netip.Addr, epoch uint64) {
-	if o := m.owners[addr]; o.Name == name && o.Epoch <= epoch {
+	if o := m.owners[addr]; o.Name == name && (o.Epoch <= epoch || epoch == 0) {
 		delete(m.owners, addr)
-		m.out.Relay = append(m.out.Relay, relay.Forget{Client: addr, Epoch: epoch})
+		m.out.Relay = append(m.out.Relay, relay.Forget{Client: addr, Epoch: max(o.Epoch, epoch)})
 	}
 }
 

@@ -118,6 +118,7 @@ func (m *Member) offered(msg *api.Message) {
 // application sends.
 func (m *Member) take(o *offer, msg *Message) {
 	o.stage = activating
+	m.record(o.key.record(o.client, Taken))
 	m.timers.Remove(o)
 	c := &client{addr: o.client, epoch: msg.Epoch, since: m.now, connections: max(1, o.conns)}
 	m.clients[c.addr] = c
@@ -134,21 +135,25 @@ func (m *Member) take(o *offer, msg *Message) {
 // complete tells the donor that its copy is one too many.
 func (m *Member) complete(o *offer) {
 	c := m.clients[o.client]
-	m.settled.set(o.key, "", m.now)
+	m.record(o.key.record(o.client, Activated))
 	m.toPeer(o.key.from, &Message{Kind: Done, ID: o.key.id, Optimised: c != nil && c.bound})
 	m.remove(o)
 }
 
 // judge answers a donor that has committed what is not waiting for it. What is
-// said once stands.
+// said once stands: an offer that has ended is never taken.
 func (m *Member) judge(key handoffKey, o *offer) {
-	if _, known := m.settled.ended[key]; !known {
-		m.settled.set(key, "the handoff had ended here before it was committed", m.now)
+	switch rec, taken := m.records.of[key]; {
+	case !taken:
+		if o != nil {
+			m.drop(o)
+		}
+		m.toPeer(key.from, &Message{Kind: Done, ID: key.id, Error: "the handoff had ended here before it was committed"})
+	case rec.State == Activated:
+		c := m.clients[rec.Client]
+		m.toPeer(key.from, &Message{Kind: Done, ID: key.id, Optimised: c != nil && c.bound})
+	default: // the application, when it is back, will say
 	}
-	if o != nil {
-		m.drop(o)
-	}
-	m.toPeer(key.from, &Message{Kind: Done, ID: key.id, Error: m.settled.ended[key].err})
 }
 
 // refuse ends an offer with the reason, drop without.
@@ -168,7 +173,6 @@ func (m *Member) drop(o *offer) {
 	if m.clients[o.client] == nil && !o.relayed {
 		m.mobile(node.Abandon{Client: o.client})
 	}
-	m.settled.set(o.key, "the handoff had ended here before it was committed", m.now)
 	m.remove(o)
 }
 
@@ -177,6 +181,14 @@ func (m *Member) remove(o *offer) {
 	delete(m.incoming, o.key)
 	delete(m.coming, o.client)
 	delete(m.offers, o.id)
+}
+
+// settled is that the donor knows how a handoff has ended.
+func (m *Member) settled(from string, msg *Message) {
+	key := handoffKey{from, msg.ID}
+	if rec, known := m.records.of[key]; known && rec.State == Activated {
+		m.record(key.record(rec.Client, Forgotten))
+	}
 }
 
 // calledOff is the donor's Abort.

@@ -3,6 +3,7 @@ package member
 import (
 	"container/heap"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -84,6 +85,7 @@ type host struct {
 	relay *relay.Relay
 	app   *app
 	saved Contact
+	kept  []Record
 
 	answers map[uint64]Answer
 	events  []Event
@@ -92,6 +94,7 @@ type host struct {
 // app is an application that pretends.
 type app struct {
 	h       *host
+	session int                 // odd: attached; what is said in one is not heard in the next
 	live    map[netip.Addr]bool // it may send for these
 	frozen  map[netip.Addr]bool // it has these, silent
 	bound   map[netip.Addr]bool
@@ -104,9 +107,11 @@ type app struct {
 }
 
 type move struct {
-	client netip.Addr
-	to     string
-	asked  uint64
+	client    netip.Addr
+	to        string
+	asked     uint64
+	handoff   uint64 // as the nodes call it
+	committed bool
 }
 
 type testClient struct {
@@ -165,7 +170,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 func (h *host) boot() {
 	var err error
 	h.m, err = New(Config{
-		Name: h.name, Home: home, HomeAgent: agentAddr, SPI: 256, Key: secret, Nodes: nodes(), Contact: h.saved,
+		Name: h.name, Home: home, HomeAgent: agentAddr, SPI: 256, Key: secret, Nodes: nodes(), Contact: h.saved, Records: h.kept,
 		Epoch: epoch, Rand: random{h.w.rand},
 	})
 	if err != nil {
@@ -173,6 +178,9 @@ func (h *host) boot() {
 	}
 	h.relay = nil
 	h.step(Start{})
+	if h.app == nil {
+		h.step(AppGone{Lost: true})
+	}
 }
 
 // attach starts an application, or lets it come back.
@@ -185,7 +193,10 @@ func (h *host) attach() {
 		}
 		h.app = a
 	}
-	hello := &api.Message{Kind: api.Hello, Program: "test", AcceptsHandoffs: true}
+	hello := &api.Message{Kind: api.Hello, Program: "test", AcceptsHandoffs: true, HasTUN: a.session > 0, Doubts: a.doubts()}
+	if a.session%2 == 0 {
+		a.session++
+	}
 	for c := range a.live {
 		hello.Resume = append(hello.Resume, c)
 	}
@@ -273,6 +284,7 @@ func (h *host) step(in Input) {
 	if out.Save != nil {
 		h.saved = *out.Save
 	}
+	h.kept = append(h.kept, slices.Clone(out.Record)...)
 	for _, p := range out.Send {
 		w.route(p)
 	}
@@ -289,9 +301,9 @@ func (h *host) step(in Input) {
 		}
 	}
 	for _, m := range out.App {
-		app := h.app
+		app, session := h.app, h.app.session
 		w.after(sessionDelay, func() {
-			if h.app == app {
+			if h.app == app && app.session == session {
 				h.app.receive(m)
 			}
 		})
@@ -392,9 +404,9 @@ func (w *world) addClient(i int, mobile bool, at string) netip.Addr {
 }
 
 func (a *app) send(m *api.Message) {
-	h := a.h
+	h, member, session := a.h, a.h.m, a.session
 	h.w.after(sessionDelay, func() {
-		if h.app == a {
+		if h.app == a && h.m == member && a.session == session {
 			h.step(App{m})
 		}
 	})
@@ -403,7 +415,7 @@ func (a *app) send(m *api.Message) {
 // handOff begins a handoff.
 func (a *app) handOff(client netip.Addr, to string, asked uint64) {
 	a.lastID++
-	a.moving[a.lastID] = move{client, to, asked}
+	a.moving[a.lastID] = move{client: client, to: to, asked: asked}
 	delete(a.ended, client)
 	a.send(&api.Message{Kind: api.Prepare, ID: a.lastID, Client: client, To: to})
 }
@@ -435,6 +447,8 @@ func (a *app) receive(m *api.Message) {
 			a.end(m.ID, mv.client, m.Error)
 			return
 		}
+		mv.handoff = m.Handoff
+		a.moving[m.ID] = mv
 		delete(a.live, mv.client)
 		a.frozen[mv.client] = true
 		a.send(&api.Message{Kind: api.Transfer, ID: m.ID, Client: mv.client, Snapshot: []byte("connections of " + mv.client.String())})
@@ -444,18 +458,17 @@ func (a *app) receive(m *api.Message) {
 			a.end(m.ID, mv.client, m.Error)
 			return
 		}
+		mv.committed = true
+		a.moving[m.ID] = mv
 		a.send(&api.Message{Kind: api.Commit, ID: m.ID, Client: mv.client})
 	case api.Done:
-		if m.Error != "" {
-			a.thaw(mv.client)
-		} else {
-			delete(a.frozen, mv.client)
-			if !a.live[mv.client] { // it may have come back before this was told
-				delete(a.bound, mv.client)
+		a.done(m)
+	case api.Offer:
+		for _, id := range slices.Sorted(maps.Keys(a.moving)) {
+			if mv := a.moving[id]; mv.client == m.Client && mv.committed {
+				a.done(&api.Message{Kind: api.Done, ID: id}) // who offers it had it
 			}
 		}
-		a.end(m.ID, mv.client, m.Error)
-	case api.Offer:
 		if !w.lax && string(m.Snapshot) != "connections of "+m.Client.String() {
 			w.fail("%s is offered %q for %s", a.h.name, m.Snapshot, m.Client)
 		}
@@ -476,6 +489,22 @@ func (a *app) receive(m *api.Message) {
 		a.send(&api.Message{Kind: api.Activated, ID: m.ID})
 	case api.Forget:
 		delete(a.offered, m.ID)
+	}
+}
+
+// done is the end of a handoff, which it may know already.
+func (a *app) done(m *api.Message) {
+	if mv, waiting := a.moving[m.ID]; waiting {
+		if m.Error != "" {
+			a.thaw(mv.client)
+		} else {
+			delete(a.frozen, mv.client)
+			delete(a.bound, mv.client)
+		}
+		a.end(m.ID, mv.client, m.Error)
+	}
+	if m.Error == "" {
+		a.send(&api.Message{Kind: api.Settled, ID: m.ID})
 	}
 }
 

@@ -1,0 +1,158 @@
+package member
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/mobility/node"
+)
+
+// This file is what a target must not forget. A donor that has committed may ask
+// for the outcome long after, when its connection or its daemon is back, and the
+// client may have gone on or gone away meanwhile: to say then that it never came
+// would set free the donor's copy. So every handoff that is taken is recorded,
+// before the application hears of it, until the donor's application is known to
+// know (Settled). A handoff that is not recorded was not taken and never will be.
+
+// Record is a change of what is remembered of a handoff to this member.
+type Record struct {
+	From   string     `json:"from"` // the donor
+	ID     uint64     `json:"id"`   // the donor's
+	Client netip.Addr `json:"client"`
+	State  State      `json:"state"`
+}
+
+// State is what is known of a handoff to this member.
+type State uint8
+
+const (
+	// Taken: the commit has come, and the application is being told. If the
+	// daemon ends now, the application knows whether it has the client.
+	Taken State = iota + 1
+	// Activated: the application has the client, or had it.
+	Activated
+	// Forgotten: nobody will ask any more.
+	Forgotten
+)
+
+// handoffKey identifies a handoff to this member.
+type handoffKey struct {
+	from string
+	id   uint64
+}
+
+// maxRecords bounds what stays because a donor has vanished for good while its
+// handoffs were under way. The oldest goes first.
+const maxRecords = 1 << 16
+
+// records are the latest by handoff, in the order in which they were taken.
+type records struct {
+	of    map[handoffKey]Record
+	order []handoffKey // may have some that are forgotten
+}
+
+// set is a change.
+func (r *records) set(rec Record) {
+	key := handoffKey{rec.From, rec.ID}
+	if rec.State == Forgotten {
+		delete(r.of, key)
+		if len(r.order) > 2*len(r.of)+16 {
+			r.order = slices.DeleteFunc(r.order, func(k handoffKey) bool { _, there := r.of[k]; return !there })
+		}
+		return
+	}
+	if r.of == nil {
+		r.of = make(map[handoffKey]Record)
+	}
+	if _, known := r.of[key]; !known {
+		r.order = append(r.order, key)
+	}
+	r.of[key] = rec
+}
+
+// oldest is the first of those that are too many.
+func (r *records) oldest() (Record, bool) {
+	if len(r.of) <= maxRecords {
+		return Record{}, false
+	}
+	for i, key := range r.order {
+		if rec, there := r.of[key]; there {
+			r.order = r.order[i:]
+			return rec, true
+		}
+	}
+	return Record{}, false
+}
+
+// record remembers.
+func (m *Member) record(rec Record) {
+	m.records.set(rec)
+	m.out.Record = append(m.out.Record, rec)
+	if old, tooMany := m.records.oldest(); tooMany {
+		m.record(Record{From: old.From, ID: old.ID, Client: old.Client, State: Forgotten})
+	}
+}
+
+func (k handoffKey) record(client netip.Addr, s State) Record {
+	return Record{From: k.from, ID: k.id, Client: client, State: s}
+}
+
+// recall decides what was taken but perhaps not activated, now that the
+// application is back, and has told what it owns, or is known to be lost. A
+// lost one may have had the client, and may have sent for it.
+func (m *Member) recall(resume []netip.Addr, lost bool) {
+	taken := slices.SortedFunc(maps.Values(m.records.of), func(a, b Record) int {
+		return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.ID, b.ID))
+	})
+	for _, rec := range taken {
+		if rec.State != Taken {
+			continue
+		}
+		key := handoffKey{rec.From, rec.ID}
+		o := m.incoming[key]
+		switch has := lost || slices.Contains(resume, rec.Client); {
+		case has && o != nil:
+			m.complete(o)
+		case has:
+			m.record(key.record(rec.Client, Activated))
+			m.toPeer(key.from, &Message{Kind: Done, ID: key.id})
+		default:
+			m.record(key.record(rec.Client, Forgotten))
+			m.toPeer(key.from, &Message{Kind: Done, ID: key.id, Error: "the application never had it"})
+			if o == nil {
+				continue
+			}
+			m.remove(o)
+			if c := m.clients[o.client]; c != nil {
+				m.disown(c)
+				m.mobile(node.Abandon{Client: o.client})
+			}
+		}
+	}
+}
+
+// doubt takes up a handoff of which the application has not heard the end.
+func (m *Member) doubt(d api.Doubt) {
+	h := m.outgoing[d.Handoff]
+	if h != nil && (h.to != d.To || h.c.addr != d.Client) {
+		return // not what was told with Prepared
+	}
+	if h == nil {
+		h = &handoff{id: d.Handoff, c: &client{addr: d.Client, connections: 1}, to: d.To, stage: committed}
+		m.outgoing[h.id] = h
+		m.query(h)
+	}
+	h.session, h.orphan = d.ID, false
+	m.bySession[h.session] = h
+	if h.stage == told {
+		m.toApp(h.done)
+	}
+}
+
+// query asks the target how a committed handoff has ended.
+func (m *Member) query(h *handoff) {
+	m.toPeer(h.to, &Message{Kind: Query, ID: h.id, Client: h.c.addr})
+}

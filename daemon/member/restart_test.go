@@ -1,0 +1,224 @@
+package member
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/distributed-servers/ds/daemon/api"
+)
+
+// restart kills a daemon and starts it anew, with what it has kept. Its
+// application lives on, hears what was on the way to it, or not, and attaches
+// again.
+func (h *host) restart() {
+	w, a := h.w, h.app
+	w.logf("%s's daemon is started anew", h.name)
+	for _, other := range names {
+		if other != h.name {
+			w.disconnect(h.name, other, w.delay())
+		}
+	}
+	h.boot()
+	if a != nil && a.session%2 == 1 {
+		w.after(w.delay(), func() {
+			if h.app == a {
+				a.detached()
+				w.after(w.delay(), h.attach)
+			}
+		})
+	}
+}
+
+// detached calls off what can be called off.
+func (a *app) detached() {
+	a.session++
+	clear(a.offered)
+	for _, id := range slices.Sorted(maps.Keys(a.moving)) {
+		if mv := a.moving[id]; !mv.committed {
+			a.thaw(mv.client)
+			a.end(id, mv.client, "the daemon has gone")
+		}
+	}
+}
+
+// doubts are what it has committed and not heard the end of.
+func (a *app) doubts() (all []api.Doubt) {
+	for _, id := range slices.Sorted(maps.Keys(a.moving)) {
+		mv := a.moving[id]
+		all = append(all, api.Doubt{ID: id, Handoff: mv.handoff, Client: mv.client, To: mv.to})
+	}
+	return all
+}
+
+// crash ends an application with its connections, and starts another one.
+func (h *host) crash() {
+	h.w.logf("%s's application ends", h.name)
+	h.step(AppGone{Lost: true})
+	h.app = nil
+	h.w.after(h.w.delay(), h.attach)
+}
+
+// certain is what must be true when all is quiet: no handoff is under way, and
+// no application is in doubt.
+func (w *world) certain() {
+	w.t.Helper()
+	for _, n := range names {
+		h := w.members[n]
+		if len(h.m.outgoing)+len(h.m.bySession)+len(h.m.incoming)+len(h.m.coming)+len(h.m.offers) != 0 {
+			w.fail("%s is not done with a handoff", n)
+		}
+		if len(h.app.moving)+len(h.app.offered)+len(h.app.frozen) != 0 {
+			w.fail("%s's application is not done with a handoff", n)
+		}
+	}
+}
+
+// Each daemon is started anew at each moment of a handoff, with the connection
+// between the two lost before or not. Whatever comes of it, one node has the
+// client in the end, and nobody is in doubt.
+func TestRestartDuringHandoff(t *testing.T) {
+	ends := make(map[string]int)
+	for _, who := range []string{"a", "b"} {
+		for _, cut := range []bool{false, true} {
+			for at := time.Duration(0); at < 5*time.Millisecond; at += 100 * time.Microsecond {
+				w := begin(t, uint64(at), 2)
+				c := clientAddr(0)
+				w.members["a"].app.handOff(c, "b", 0)
+				w.run(at)
+				if cut {
+					w.disconnect("a", "b", 300*time.Microsecond)
+					w.run(200 * time.Microsecond)
+				}
+				w.members[who].restart()
+				w.run(time.Minute)
+				w.settled()
+				w.certain()
+				ends[w.owner(c)]++
+			}
+		}
+	}
+	if ends["a"] == 0 || ends["b"] == 0 {
+		t.Errorf("all of one kind: %v", ends)
+	}
+}
+
+// The client has gone on from the target, whose daemon has been started anew,
+// when the donor's connection to it is back. It still knows that the client came.
+func TestRestartOfTargetThatHandedOn(t *testing.T) {
+	w := begin(t, 1, 1)
+	c := clientAddr(0)
+	w.members["a"].app.handOff(c, "b", 0)
+	for w.owner(c) != "b" {
+		w.run(10 * time.Microsecond)
+	}
+	w.disconnect("a", "b", time.Minute) // Done is lost
+	w.run(time.Second)
+	if a := w.handOff(c, "c"); a.Err != nil {
+		w.fail("%v", a.Err)
+	}
+	w.members["b"].restart()
+	w.run(2 * time.Minute)
+	w.settled()
+	w.certain()
+	if owner := w.owner(c); owner != "c" {
+		w.fail("%s has the client", owner)
+	}
+	if n := len(w.members["b"].m.records.of); n != 0 {
+		w.fail("b still remembers %d handoffs", n)
+	}
+}
+
+// The daemon of a donor is started anew while its application is in doubt about
+// a commit that never arrived.
+func TestRestartOfDonorInDoubt(t *testing.T) {
+	w := begin(t, 1, 1)
+	c := clientAddr(0)
+	a := w.members["a"]
+	a.app.handOff(c, "b", 0)
+	for a.m.handoffs() == nil || a.m.handoffs()[0].stage != committed {
+		w.run(10 * time.Microsecond)
+	}
+	w.disconnect("a", "b", time.Second) // Commit is lost
+	a.restart()
+	w.run(100 * time.Millisecond)
+	if owner := w.owner(c); owner != "" {
+		w.fail("%s has the client before it can be known", owner)
+	}
+	w.run(time.Minute)
+	w.settled()
+	w.certain()
+	if why := a.app.ended[c]; w.owner(c) != "a" || !strings.Contains(why, "node b") {
+		w.fail("%s has the client: %q", w.owner(c), why)
+	}
+}
+
+// An application that ends in doubt leaves nothing behind: neither does the next
+// one hear of its handoff, nor does its daemon keep a client that nobody has.
+func TestCrashOfDonorInDoubt(t *testing.T) {
+	w := begin(t, 1, 1)
+	c := clientAddr(0)
+	a := w.members["a"]
+	a.app.handOff(c, "b", 0)
+	for a.m.handoffs() == nil || a.m.handoffs()[0].stage != committed {
+		w.run(10 * time.Microsecond)
+	}
+	w.disconnect("a", "b", time.Second)
+	a.crash()
+	w.run(10 * time.Minute)
+	w.oneOwner()
+	w.certain()
+	for _, n := range names {
+		if _, owns := w.members[n].m.Client(c); owns {
+			w.fail("%s owns what nobody has", n)
+		}
+	}
+}
+
+// Whatever is started anew or disconnected whenever: one node has each client in
+// the end, and nobody is in doubt.
+func TestChaosOfRestarts(t *testing.T) {
+	seeds := 100
+	if testing.Short() {
+		seeds = 10
+	}
+	for seed := range seeds {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			w := begin(t, uint64(seed), 2)
+			for range 15 {
+				for i := range 2 {
+					c, to := clientAddr(i), names[w.rand.IntN(3)]
+					if owner := w.owner(c); owner != "" && owner != to && w.members[owner].app.idle(c) {
+						w.members[owner].app.handOff(c, to, 0)
+					}
+				}
+				w.run(time.Duration(w.rand.IntN(3000)) * time.Microsecond)
+				i := w.rand.IntN(3)
+				switch w.rand.IntN(3) {
+				case 0:
+					w.disconnect(names[i], names[(i+1)%3], time.Duration(w.rand.IntN(10))*time.Millisecond)
+				case 1:
+					w.members[names[i]].restart()
+				}
+				w.oneOwner()
+			}
+			w.run(25 * time.Minute)
+			w.settled()
+			w.certain()
+		})
+	}
+}
+
+// idle tells whether a client is not on its way.
+func (a *app) idle(c netip.Addr) bool {
+	for _, mv := range a.moving {
+		if mv.client == c {
+			return false
+		}
+	}
+	return a.session%2 == 1
+}

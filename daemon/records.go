@@ -1,0 +1,142 @@
+package daemon
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/distributed-servers/ds/daemon/member"
+)
+
+// records is a server's file of handoffs to this node that a donor may ask about,
+// a change a line, in JSON. It survives the daemon, not a host that loses power:
+// nothing waits for the disk.
+type records struct {
+	path  string
+	file  *os.File
+	lines int
+	all   map[recordKey]member.Record
+}
+
+type recordKey struct {
+	from string
+	id   uint64
+}
+
+// minRewrite is how many lines the file may have at least.
+const minRewrite = 4096
+
+// openRecords opens the file of a server, or makes it. It returns what is in it.
+func (s state) openRecords(dsa netip.Addr) (*records, []member.Record, error) {
+	r := &records{
+		path: filepath.Join(s.dir, "handoffs-"+dsa.StringExpanded()+".log"),
+		all:  make(map[recordKey]member.Record),
+	}
+	b, err := os.ReadFile(r.path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, fmt.Errorf("daemon: state: %w", err)
+	}
+	recs, err := parseRecords(b)
+	if err != nil {
+		return nil, nil, fmt.Errorf("daemon: state: %s is damaged (%w): stop the application and remove it", r.path, err)
+	}
+	for _, rec := range recs {
+		r.note(rec)
+	}
+	return r, recs, r.rewrite()
+}
+
+// parseRecords reads lines. The last may be cut off: it was being written when the
+// daemon was killed, which has not acted on it.
+func parseRecords(b []byte) (recs []member.Record, err error) {
+	for n := 1; ; n++ {
+		line, rest, whole := bytes.Cut(b, []byte("\n"))
+		if !whole {
+			return recs, nil
+		}
+		var rec member.Record
+		if err := json.Unmarshal(line, &rec); err != nil {
+			return nil, fmt.Errorf("line %d: %w", n, err)
+		}
+		if rec.From == "" || rec.ID == 0 || !rec.Client.IsValid() || rec.State == 0 || rec.State > member.Forgotten {
+			return nil, fmt.Errorf("line %d is incomplete", n)
+		}
+		recs, b = append(recs, rec), rest
+	}
+}
+
+func appendRecords(b []byte, recs []member.Record) ([]byte, error) {
+	for _, rec := range recs {
+		line, err := json.Marshal(rec)
+		if err != nil {
+			return b, err
+		}
+		b = append(append(b, line...), '\n')
+	}
+	return b, nil
+}
+
+func (r *records) note(rec member.Record) {
+	if rec.State == member.Forgotten {
+		delete(r.all, recordKey{rec.From, rec.ID})
+	} else {
+		r.all[recordKey{rec.From, rec.ID}] = rec
+	}
+}
+
+// add appends. When it returns, they outlive the daemon.
+func (r *records) add(recs []member.Record) error {
+	if r.lines += len(recs); r.lines > max(minRewrite, 4*len(r.all)) {
+		if err := r.rewrite(); err != nil {
+			return err
+		}
+	}
+	b, err := appendRecords(nil, recs)
+	if err == nil {
+		_, err = r.file.Write(b)
+	}
+	if err != nil {
+		return fmt.Errorf("daemon: state: %w", err)
+	}
+	for _, rec := range recs {
+		r.note(rec)
+	}
+	return nil
+}
+
+// rewrite leaves out what is forgotten.
+func (r *records) rewrite() (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("daemon: state: %w", err)
+		}
+	}()
+	var b []byte
+	for _, rec := range r.all {
+		if b, err = appendRecords(b, []member.Record{rec}); err != nil {
+			return err
+		}
+	}
+	f, err := os.CreateTemp(filepath.Dir(r.path), "handoffs-*.tmp")
+	if err != nil {
+		return err
+	}
+	if _, err = f.Write(b); err == nil {
+		err = os.Rename(f.Name(), r.path)
+	}
+	if err != nil {
+		return errors.Join(err, f.Close(), os.Remove(f.Name()))
+	}
+	if r.file != nil {
+		r.file.Close() // the old one, which is gone
+	}
+	r.file, r.lines = f, len(r.all)
+	return nil
+}
+
+func (r *records) close() error { return r.file.Close() }

@@ -53,6 +53,9 @@ type Node struct {
 	meshed chan struct{} // closed when mesh is set
 	filter *filter.Filter
 
+	external bool           // a server's tunnel is somebody else's, and so is its registration
+	running  sync.WaitGroup // readers of such tunnels
+
 	admitted atomic.Pointer[map[netip.Addr]users]
 	reached  sync.Map // node name to reach
 }
@@ -119,6 +122,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		return err
 	}
 	undo = append(undo, tunnel.Close)
+	undo = append(undo, func() error { n.running.Wait(); return nil }) // when the services are closed
 
 	if err := h.Forward(); err != nil {
 		return err
@@ -202,6 +206,7 @@ func (n *Node) open(c config.Server, h *host.Host) (s *service, err error) {
 		Nodes: nodes, Contact: contact, Records: recs, Epoch: n.begin, Rand: rand.Reader,
 		Session:     api.SessionConfig{MTU: c.MTU, Queues: c.Queues, TUN: s.tun},
 		IdleTimeout: time.Duration(c.IdleTimeout),
+		External:    c.Tunnel == config.TunnelMIP6D,
 	})
 	if err != nil {
 		return s, err
@@ -212,6 +217,13 @@ func (n *Node) open(c config.Server, h *host.Host) (s *service, err error) {
 		n.log.Info("an application still has the interface; waiting for it to attach", "server", home, "interface", s.tun)
 	} else if err != nil {
 		return s, err
+	}
+	if c.Tunnel == config.TunnelMIP6D {
+		if err := s.openExternal(len(n.services), h); err != nil {
+			return s, err
+		}
+		n.external = true
+		n.running.Go(func() { s.external.read(s) })
 	}
 	if err := h.AddProxy(n.cfg.Node.Interface, careOf); err != nil {
 		return s, err
@@ -224,17 +236,20 @@ func (n *Node) open(c config.Server, h *host.Host) (s *service, err error) {
 func (s *service) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var err error
+	var errs []error
 	if s.timer != nil {
 		s.timer.Stop()
 	}
+	if s.external != nil {
+		errs = append(errs, s.external.close())
+	}
 	if s.device != nil {
-		err = s.device.Close()
+		errs = append(errs, s.device.Close())
 	}
 	if s.records != nil {
-		err = errors.Join(err, s.records.close())
+		errs = append(errs, s.records.close())
 	}
-	return err
+	return errors.Join(errs...)
 }
 
 // rules are those of the packet filter.
@@ -259,7 +274,10 @@ func (n *Node) queued(p filter.Packet) filter.Verdict {
 	if class == filter.Take || class == filter.Copy {
 		n.signalling(slices.Clone(p.Payload))
 	}
-	if class == filter.Take || class == filter.Discard {
+	switch {
+	case class == filter.Take && n.external && netip.AddrFrom16([16]byte(p.Payload[24:40])) == n.cfg.Node.Address:
+		return filter.Accept() // another's home registration, perhaps
+	case class == filter.Take || class == filter.Discard:
 		return filter.Drop()
 	}
 	return filter.Accept()
@@ -280,7 +298,7 @@ func (n *Node) signalling(p []byte) {
 		var out relay.Output
 		if s.relay != nil {
 			out = s.relay.Step(n.now(), relay.Received{Packet: p})
-			n.sender.Send(out.Send...)
+			s.outward(n.sender.Send)(out.Send...)
 		}
 		s.relaying.Unlock()
 	}
@@ -307,7 +325,12 @@ func (n *Node) readTunnel(t *rawip.Tunnel) {
 			if s == nil {
 				s = n.byHome[netip.AddrFrom16([16]byte(inner[8:24]))]
 			}
-			if s != nil {
+			switch {
+			case s == nil:
+			case s.external != nil && netip.AddrFrom16([16]byte(p[8:24])) == s.cfg.HomeAgent:
+				// The kernel gives raw sockets what it takes out of its own tunnel
+				// too.
+			default:
 				s.fromTunnel(p, batch.Add)
 			}
 		}

@@ -69,7 +69,7 @@ type scene struct {
 
 var nodeNames = []string{"a", "b", "c"}
 
-func newScene(t *testing.T) *scene {
+func newScene(t *testing.T, server ...string) *scene {
 	n, err := topology.New()
 	if err != nil {
 		t.Fatal(err)
@@ -125,8 +125,9 @@ home_agent = "2001:db8:1::ff"
 spi = 256
 key_file = "%s/home.key"
 contact = "a"
+%s
 [server.nodes]
-`, s.dir)
+`, s.dir, strings.Join(server, "\n"))
 		for j, other := range nodeNames {
 			fmt.Fprintf(&toml, "%s = \"2001:db8:2:%d::1\"\n", other, j+1)
 		}

@@ -35,6 +35,8 @@ type service struct {
 	waiting map[uint64]chan member.Answer
 	lastID  uint64
 
+	external *external // nil: the tunnel to the home agent is this daemon's
+
 	relaying sync.Mutex
 	relay    *relay.Relay // nil: this node has never been the contact
 
@@ -58,7 +60,7 @@ func interfaceName(dsa netip.Addr) string {
 // daemon was started still has it.
 func (s *service) openDevice() (err error) {
 	s.device, err = tun.Open(tun.Config{
-		Name: s.tun, MTU: s.cfg.MTU, Queues: s.cfg.Queues, Offload: true,
+		Name: s.tun, MTU: s.cfg.MTU, Queues: s.cfg.Queues, Offload: *s.cfg.Offload,
 		Routes: []netip.Prefix{netip.PrefixFrom(s.careOf, 128), netip.PrefixFrom(s.home, 128)},
 		Alias:  "dsco " + s.home.String(),
 	})
@@ -86,7 +88,7 @@ func (s *service) stepLocked(in member.Input) {
 			s.publish(api.Event{Kind: api.EventFault, Detail: err.Error()})
 		}
 	}
-	s.n.sender.Send(out.Send...)
+	s.outward(s.n.sender.Send)(out.Send...)
 	s.tellRelay(&out)
 	for _, m := range out.App {
 		s.session.send(m)
@@ -142,6 +144,7 @@ func (s *service) tellRelay(out *member.Output) {
 // from the home agent, from an application, or from another daemon. What is to be
 // sent is added to the batch, which copies it. p may be changed.
 func (s *service) fromTunnel(p []byte, send func(...[]byte)) {
+	send = s.outward(send)
 	s.relaying.Lock()
 	if s.relay == nil {
 		s.relaying.Unlock()

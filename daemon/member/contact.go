@@ -57,7 +57,14 @@ func (m *Member) lead(was Contact) {
 
 // announce registers at the home agent, anew if this member has done so before:
 // somebody else may have since.
-func (m *Member) announce() { m.register(node.Register{}) }
+func (m *Member) announce() {
+	if m.cfg.External {
+		m.registered = true
+		m.endTakeover(nil)
+		return
+	}
+	m.register(node.Register{})
+}
 
 // hesitation is the time in which a contact does not register, because another
 // member may have taken over: after the start, until all others have been heard or

@@ -50,6 +50,10 @@ type Config struct {
 	// name of the interface.
 	Session api.SessionConfig
 
+	// External: somebody else registers at the home agent, for whichever node is
+	// the contact.
+	External bool
+
 	// IdleTimeout is how long a client without connections keeps its owner and
 	// its binding. Default 60 s.
 	IdleTimeout time.Duration

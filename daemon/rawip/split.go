@@ -7,12 +7,18 @@ import (
 
 // What is known of TCP here (RFC 9293 section 3.1).
 const (
-	protoTCP  = 6
 	tcpMinLen = 20
 	tcpFlags  = 13 // offset
 	flagFIN   = 0x01
 	flagPSH   = 0x08
 	flagCWR   = 0x80
+)
+
+// Protocols with a checksum (IANA protocol numbers).
+const (
+	protoTCP    = 6
+	protoUDP    = 17
+	protoICMPv6 = 58
 )
 
 // segmenter cuts a TCP super-packet into packets of the wire.
@@ -126,22 +132,18 @@ func (s *splitter) reset() { s.arena = s.arena[:0] }
 
 // appendSegments appends the tunnel packet b, outer header first, as packets of
 // the wire, and reports whether it had been coalesced of several. Its checksum
-// is completed in place. What is not TCP right behind two IPv6 headers is
-// appended as it is.
+// is completed in place. What is not TCP right behind two IPv6 headers is not cut.
 func (s *splitter) appendSegments(to [][]byte, b []byte) (_ [][]byte, cut bool) {
 	tcp, ok := tcpIn(b)
-	if !ok {
-		return append(to, b), false
-	}
-	if len(b)-headerLen <= longest {
-		complete(b[headerLen:2*headerLen], tcp)
+	if !ok || len(b)-headerLen <= longest {
+		complete(b)
 		return append(to, b), false
 	}
 	header := 4 * int(tcp[12]>>4)
 	cutter := segmenter{
 		headers: b[:2*headerLen+header], data: tcp[header:],
 		inner: headerLen, tcp: 2 * headerLen,
-		size: segment - headerLen - header, seed: pseudo(b[headerLen:2*headerLen], 0),
+		size: segment - headerLen - header, seed: pseudo(b[headerLen:2*headerLen], 0, protoTCP),
 	}
 	for need := cutter.next(); need > 0; need = cutter.next() {
 		if cap(s.arena)-len(s.arena) < need {
@@ -170,25 +172,37 @@ func tcpIn(b []byte) (tcp []byte, ok bool) {
 	return tcp, tcpMinLen <= header && header <= len(tcp)
 }
 
-// complete completes the checksum of a segment if it is that of the
-// pseudo-header alone, as coalescing leaves it. One in 65536 true checksums looks
-// like that.
-func complete(ip, tcp []byte) {
-	seed := pseudo(ip, len(tcp))
-	if binary.BigEndian.Uint16(tcp[16:]) != fold(seed) {
+// complete completes the checksum in the tunnel packet b if it is that of the
+// pseudo-header alone, as coalescing leaves it, and a sender whose packets have met
+// no wire. One in 65536 true checksums looks like that.
+func complete(b []byte) {
+	if len(b) < 2*headerLen || b[headerLen]>>4 != 6 {
 		return
 	}
-	if fold(sum(seed, tcp)) == 0xffff {
-		return // it is true
+	ip, upper := b[headerLen:2*headerLen], b[2*headerLen:]
+	at := 0 // of the checksum
+	switch ip[6] {
+	case protoTCP:
+		at = 16
+	case protoUDP:
+		at = 6
+	case protoICMPv6:
+		at = 2
 	}
-	tcp[16], tcp[17] = 0, 0
-	binary.BigEndian.PutUint16(tcp[16:], ^fold(sum(seed, tcp)))
+	if at == 0 || len(upper) < at+2 || int(binary.BigEndian.Uint16(ip[4:])) != len(upper) {
+		return
+	}
+	seed := pseudo(ip, len(upper), ip[6])
+	if binary.BigEndian.Uint16(upper[at:]) != fold(seed) || fold(sum(seed, upper)) == 0xffff {
+		return
+	}
+	CompleteChecksum(upper, 0, at)
 }
 
-// pseudo is the sum of the pseudo-header (RFC 8200 section 8.1) of n octets of
-// TCP behind the IPv6 header ip.
-func pseudo(ip []byte, n int) uint64 {
-	return sum(uint64(n)+protoTCP, ip[8:40])
+// pseudo is the sum of the pseudo-header (RFC 8200 section 8.1) of n octets of a
+// protocol behind the IPv6 header ip.
+func pseudo(ip []byte, n int, protocol byte) uint64 {
+	return sum(uint64(n)+uint64(protocol), ip[8:40])
 }
 
 // sum adds the 16-bit words of b to acc, in ones' complement of 64 bits.

@@ -86,7 +86,7 @@ func (n *Node) translate() {
 			copy(out[24:], home[:])
 			n.write(out, shift(o, -wire.RoutingLen))
 		case toNode && wire.Protocol(p[6]) == wire.IPv6 && len(p) >= 2*wire.HeaderLen && wire.Protocol(p[wire.HeaderLen+6]) != wire.Mobility:
-			n.write(p[wire.HeaderLen:], tun.Offload{})
+			n.write(p[wire.HeaderLen:], shift(o, -wire.HeaderLen))
 		case toNode:
 			n.Step(node.Received{Packet: p})
 		case fromNode && n.isBound(netip.AddrFrom16([16]byte(p[24:40]))):

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"reflect"
@@ -72,7 +73,7 @@ node that is the contact. It needs CAP_NET_ADMIN and CAP_NET_RAW.`,
 			if err != nil {
 				return nil, err
 			}
-			return &fixedRole{r.Run, c, func(c *config.Config) any { return c.HomeAgent }, "[home_agent]"}, nil
+			return homeAgentRole{r}, nil
 		},
 	},
 	{
@@ -100,6 +101,21 @@ type nodeRole struct{ *daemon.Node }
 func (r nodeRole) Run(ctx context.Context, ready func()) error {
 	r.Node.Ready = ready
 	return r.Node.Run(ctx)
+}
+
+// homeAgentRole is up once it has been made.
+type homeAgentRole struct{ *homeagent.Role }
+
+func (r homeAgentRole) Run(ctx context.Context, ready func()) error {
+	ready()
+	return r.Role.Run(ctx)
+}
+
+func (r homeAgentRole) Reload(cfg *config.Config) error {
+	if cfg.HomeAgent == nil {
+		return errors.New("reload: the table [home_agent] is gone; stop this daemon instead")
+	}
+	return r.Role.Reload(*cfg.HomeAgent)
 }
 
 // fixedRole is one of which nothing changes while it runs, and which is up once

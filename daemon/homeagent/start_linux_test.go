@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,11 +19,10 @@ import (
 	"github.com/distributed-servers/ds/mobility/wire"
 )
 
-// What cannot work is told with its cure, and leaves nothing behind.
-func TestCannotStart(t *testing.T) {
-	if !netnstest.Run(t) {
-		return
-	}
+// agentConfig is a configuration that works in the test's own namespaces, once the
+// address is there.
+func agentConfig(t *testing.T) config.HomeAgent {
+	t.Helper()
 	probe.Skip(t, probe.TUN, probe.NFQueue, probe.Program("ip6tables-restore"))
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -39,13 +39,22 @@ func TestCannotStart(t *testing.T) {
 	if err := os.WriteFile(key, []byte("000102030405060708090a0b0c0d0e0f"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	good := config.HomeAgent{
+	return config.HomeAgent{
 		Address:  netip.MustParseAddr("2001:db8:d::1"),
 		Prefixes: []netip.Prefix{netip.MustParsePrefix("2001:db8:d::/64")},
 		Homes:    []config.Home{{Address: netip.MustParseAddr("2001:db8:d::5"), SPI: 256, KeyFile: key}},
 		State:    t.TempDir(),
 		Socket:   filepath.Join(t.TempDir(), "socket"),
 	}
+}
+
+// What cannot work is told with its cure, and leaves nothing behind.
+func TestCannotStart(t *testing.T) {
+	if !netnstest.Run(t) {
+		return
+	}
+	good := agentConfig(t)
+	key := good.Homes[0].KeyFile
 	log := slog.New(slog.DiscardHandler)
 	for want, change := range map[string]func(*config.HomeAgent){
 		"add it to an interface": func(c *config.HomeAgent) { c.Address = netip.MustParseAddr("2001:db8:d::2") },
@@ -95,6 +104,71 @@ func TestCannotStart(t *testing.T) {
 	}
 	if _, err := os.Stat(good.Socket); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("socket: %v", err)
+	}
+}
+
+func TestReload(t *testing.T) {
+	if !netnstest.Run(t) {
+		return
+	}
+	cfg := agentConfig(t)
+	r, err := New(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	homes := func() (served, routed []netip.Addr) {
+		t.Helper()
+		st, err := r.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range st.Homes {
+			served = append(served, h.Address)
+		}
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: 79}, netlink.RT_FILTER_PROTOCOL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range routes {
+			if ones, _ := r.Dst.Mask.Size(); ones == 128 {
+				a, _ := netip.AddrFromSlice(r.Dst.IP.To16())
+				routed = append(routed, a)
+			}
+		}
+		slices.SortFunc(routed, netip.Addr.Compare)
+		return served, routed
+	}
+	five, six := cfg.Homes[0], cfg.Homes[0]
+	six.Address = netip.MustParseAddr("2001:db8:d::6")
+	for _, want := range [][]config.Home{{five, six}, {six}, {five}} {
+		cfg.Homes = want
+		if err := r.Reload(cfg); err != nil {
+			t.Fatal(err)
+		}
+		var addrs []netip.Addr
+		for _, h := range want {
+			addrs = append(addrs, h.Address)
+		}
+		if served, routed := homes(); !slices.Equal(served, addrs) || !slices.Equal(routed, addrs) {
+			t.Errorf("%v served, %v routed, want %v", served, routed, addrs)
+		}
+	}
+	for want, change := range map[string]func(*config.HomeAgent){
+		"takes a restart": func(c *config.HomeAgent) { c.TunnelMTU = 1400 },
+		"no such file":    func(c *config.HomeAgent) { c.Homes = []config.Home{{Address: six.Address, KeyFile: "nowhere"}} },
+		"not unicast and routable": func(c *config.HomeAgent) {
+			c.Homes = []config.Home{{Address: netip.IPv6LinkLocalAllNodes(), KeyFile: six.KeyFile}}
+		},
+	} {
+		bad := cfg
+		change(&bad)
+		if err := r.Reload(bad); err == nil || !strings.HasPrefix(err.Error(), "homeagent: reload: ") || !strings.Contains(err.Error(), want) {
+			t.Errorf("want %q, got %v", want, err)
+		}
+		if served, _ := homes(); !slices.Equal(served, []netip.Addr{five.Address}) {
+			t.Errorf("after %q: %v", want, served)
+		}
 	}
 }
 

@@ -188,9 +188,11 @@ func (n *Node) open(c config.Server, h *host.Host) (s *service, err error) {
 	if _, known := c.Nodes[contact.Name]; !ok || !known {
 		contact = member.Contact{Name: c.Contact}
 	}
-	key, err := config.ReadKey(c.KeyFile)
-	if err != nil {
-		return s, err
+	var key []byte
+	if c.Tunnel != config.TunnelMIP6D { // otherwise it is not this daemon that registers
+		if key, err = config.ReadKey(c.KeyFile); err != nil {
+			return s, err
+		}
 	}
 	nodes := make(map[string]member.Addrs)
 	for name, careOf := range c.Nodes {

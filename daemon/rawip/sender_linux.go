@@ -25,16 +25,6 @@ type Sender struct {
 	stats struct{ sent, octets, tooBig, unreachable, full, denied, failed atomic.Uint64 }
 }
 
-// SenderStats counts what became of the packets of a [Sender].
-type SenderStats struct {
-	Sent, Octets uint64
-	TooBig       uint64 // longer than the MTU of the interface
-	Unreachable  uint64 // no route to the destination
-	Full         uint64 // no room in the interface's queue
-	Denied       uint64 // a rule of a packet filter
-	Failed       uint64 // else, such as no IPv6 packet at all
-}
-
 // NewSender opens a Sender. It needs CAP_NET_RAW.
 func NewSender() (*Sender, error) {
 	// Of IPPROTO_RAW, so that headers are ours and nothing is received.

@@ -21,6 +21,9 @@ const (
 	protoICMPv6 = 58
 )
 
+// headerLen is that of an IPv6 header (RFC 8200 section 3).
+const headerLen = 40
+
 // segmenter cuts a TCP super-packet into packets of the wire.
 type segmenter struct {
 	headers []byte // all, TCP's included

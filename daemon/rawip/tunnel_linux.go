@@ -12,10 +12,6 @@ import (
 )
 
 const (
-	// BatchSize is how many packets a system call moves at most.
-	BatchSize = 64
-
-	headerLen   = 40
 	protoIPv6   = unix.IPPROTO_IPV6
 	maxPayload  = 65535
 	socketQueue = 4 << 20 // octets that wait in the kernel for us, or for the link
@@ -34,13 +30,6 @@ type Tunnel struct {
 	split    splitter
 
 	stats struct{ packets, octets, coalesced, malformed atomic.Uint64 }
-}
-
-// TunnelStats counts what a [Tunnel] has received.
-type TunnelStats struct {
-	Packets, Octets uint64
-	Coalesced       uint64 // packets that had to be cut into segments again
-	Malformed       uint64 // dropped: shorter than an IPv6 header, or not to be understood
 }
 
 // Listen opens the end of tunnels at a local address. It needs CAP_NET_RAW.

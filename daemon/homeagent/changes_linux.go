@@ -73,7 +73,7 @@ func (r *Role) Status(context.Context) (*api.Status, error) {
 		"sent_octets":           sender.Octets,
 		"send_too_big":          sender.TooBig,
 		"send_unreachable":      sender.Unreachable,
-		"send_failed":           sender.Failed + sender.Full + sender.Denied,
+		"send_failed":           sender.Failed + sender.Full + sender.Denied + r.counts.undelivered,
 		"queue_packets":         queue.Packets,
 		"queue_lost":            queue.Failed + queue.QueueFull + queue.BufferFull,
 	}

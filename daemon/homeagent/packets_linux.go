@@ -142,11 +142,31 @@ func forwarded(b []byte) bool {
 		b[wire.HeaderLen] < first || b[wire.HeaderLen] > last
 }
 
-// readTunnel takes tunnel packets to our address, which contacts send.
+// readTunnel takes tunnel packets to our address, which contacts send. Segments of
+// a connection that come one after the other leave as a super-packet, if the
+// kernel takes such: through the TUN, from where it forwards them.
 func (r *Role) readTunnel() error {
 	batch := r.sender.NewBatch()
+	var coalescer rawip.Coalescer
+	emit := func(s rawip.Super) {
+		if s.SegmentSize == 0 {
+			batch.Add(s.Packet)
+			return
+		}
+		batch.Flush() // what came before it
+		if err := r.dev.WritePacket(0, forForwarding(s), [][]byte{s.Packet}); err != nil {
+			r.counts.undelivered++
+		}
+	}
+	whole := r.dev.Offloads()
 	collect := func(out homeagent.Output) {
-		batch.Add(out.Send...)
+		for _, p := range out.Send {
+			if whole {
+				coalescer.Add(p, emit)
+			} else {
+				batch.Add(p)
+			}
+		}
 		batch.Add(out.Local...)
 	}
 	for {
@@ -157,7 +177,22 @@ func (r *Role) readTunnel() error {
 		for _, p := range packets {
 			r.step(homeagent.Received{Packet: p}, collect)
 		}
+		coalescer.Flush(emit)
 		batch.Flush()
+	}
+}
+
+// forForwarding prepares a super-packet for the kernel to forward, which takes a
+// hop off: the machine has already.
+func forForwarding(s rawip.Super) tun.Offload {
+	const checksum = 16 // of TCP
+	p := s.Packet
+	if p[7] < 255 {
+		p[7]++
+	}
+	return tun.Offload{
+		Partial: true, SumAt: wire.HeaderLen, SumOffset: checksum,
+		SegmentSize: uint16(s.SegmentSize), HeaderSize: wire.HeaderLen + 4*uint16(p[wire.HeaderLen+12]>>4),
 	}
 }
 

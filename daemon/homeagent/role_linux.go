@@ -58,7 +58,7 @@ type home struct {
 }
 
 // counts are of registrations, and of packets to home addresses.
-type counts struct{ registrations, refusals, packets uint64 }
+type counts struct{ registrations, refusals, packets, undelivered uint64 }
 
 // New starts a home agent: when it returns, packets are taken, and [Role.Run]
 // handles them. After an error nothing is left behind.

@@ -12,11 +12,14 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/distributed-servers/ds/daemon/config"
+	"github.com/distributed-servers/ds/daemon/rawip"
 	"github.com/distributed-servers/ds/internal/netns/netnstest"
 	"github.com/distributed-servers/ds/internal/probe"
 	"github.com/distributed-servers/ds/mobility/wire"
+	"github.com/distributed-servers/ds/tun"
 )
 
 // agentConfig is a configuration that works in the test's own namespaces, once the
@@ -32,6 +35,7 @@ func agentConfig(t *testing.T) config.HomeAgent {
 	if err != nil {
 		t.Fatal(err)
 	}
+	addr.Flags = unix.IFA_F_NODAD // usable at once
 	if err := netlink.AddrAdd(lo, addr); err != nil {
 		t.Fatal(err)
 	}
@@ -201,6 +205,16 @@ func TestForwarded(t *testing.T) {
 		if got := forwarded(tt.b); got != tt.want {
 			t.Errorf("%s: %t", tt.name, got)
 		}
+	}
+}
+
+func TestForForwarding(t *testing.T) {
+	p := make([]byte, 40+32+3000)
+	p[0], p[6], p[7], p[40+12] = 6<<4, 6, 63, 8<<4
+	o := forForwarding(rawip.Super{Packet: p, SegmentSize: 1400})
+	want := tun.Offload{Partial: true, SumAt: 40, SumOffset: 16, SegmentSize: 1400, HeaderSize: 72}
+	if o != want || p[7] != 64 {
+		t.Errorf("%+v, hop limit %d", o, p[7])
 	}
 }
 

@@ -16,7 +16,8 @@
 // Network cards and their drivers coalesce segments of TCP (GRO), also inside a
 // tunnel, and leave the checksum of the result to be completed. What is to be
 // sent on must be packets as they were on the wire, so [Tunnel] cuts them and
-// completes their checksums.
+// completes their checksums. What comes super from a TUN a [Cutter] or a [Batch]
+// cuts; a [Coalescer] is the way back, for what goes into a TUN.
 //
 // What is sent carries its IPv6 header, and is routed by its destination like
 // all else that this host sends; a destination of this host's own receives it

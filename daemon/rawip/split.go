@@ -11,6 +11,7 @@ const (
 	tcpFlags  = 13 // offset
 	flagFIN   = 0x01
 	flagPSH   = 0x08
+	flagACK   = 0x10
 	flagCWR   = 0x80
 )
 

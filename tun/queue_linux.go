@@ -15,7 +15,7 @@ import (
 type queue struct {
 	file    *os.File
 	conn    syscall.RawConn
-	header  int       // size of the virtual network header, 0: none
+	header  int // size of the virtual network header, 0: none
 	reader  reader
 	writers sync.Pool // of *writer
 }

@@ -21,3 +21,6 @@ func New(config.HomeAgent, *slog.Logger) (*Role, error) {
 
 // Run is never called.
 func (*Role) Run(context.Context) error { return errors.ErrUnsupported }
+
+// Reload is never called.
+func (*Role) Reload(config.HomeAgent) error { return errors.ErrUnsupported }

@@ -22,8 +22,11 @@ const (
 	protoICMPv6 = 58
 )
 
-// headerLen is that of an IPv6 header (RFC 8200 section 3).
-const headerLen = 40
+// Lengths of an IPv6 header, and of what may follow (RFC 8200 section 3).
+const (
+	headerLen  = 40
+	maxPayload = 65535
+)
 
 // segmenter cuts a TCP super-packet into packets of the wire.
 type segmenter struct {

@@ -13,7 +13,6 @@ import (
 
 const (
 	protoIPv6   = unix.IPPROTO_IPV6
-	maxPayload  = 65535
 	socketQueue = 4 << 20 // octets that wait in the kernel for us, or for the link
 )
 

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,6 +46,7 @@ type cluster struct {
 
 	homeAgent *topology.Process
 	running   []*topology.Process // all that ever ran, for their logs
+	jobs      []*job
 }
 
 // client is a host with a client's programs.
@@ -192,10 +194,20 @@ func (c *cluster) end() {
 	if err := c.Close(); err != nil {
 		c.t.Error(err)
 	}
+	for _, j := range c.jobs {
+		if c.t.Failed() && j.ended() && j.err != nil {
+			c.t.Log(j.err)
+		}
+	}
 	for i, p := range c.running {
 		log := p.Log.String()
 		if err := os.WriteFile(filepath.Join(c.dir, fmt.Sprintf("%02d.log", i)), []byte(p.String()+"\n\n"+log), 0o644); err != nil {
 			c.t.Error(err)
+		}
+		for _, bad := range []string{"DATA RACE", "panic: ", "fatal error: "} {
+			if strings.Contains(log, bad) {
+				c.t.Errorf("%s: there is a %q in what it wrote", p, bad)
+			}
 		}
 		if c.t.Failed() {
 			c.t.Logf("%s wrote:\n%s", p, tail(log, 40))

@@ -26,4 +26,5 @@
 //	make e2e                            all of them
 //	go test ./e2e -run Optimised -v     one, with what is measured
 //	DS_E2E_KEEP=/tmp/e2e go test ./e2e  keep logs, configurations and captures
+//	DS_E2E_RACE=1 go test ./e2e         the programs with the race detector, slower
 package e2e

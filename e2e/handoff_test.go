@@ -98,7 +98,7 @@ func TestTransfers(t *testing.T) {
 				captures = append(captures, c.capture(cl.Host, "eth0"))
 				jobs = append(jobs, cl.download(server, 8<<20, 4<<20), cl.upload(server, 8<<20, 4<<20))
 			}
-			handoffs := c.rotate(d, c.clients, 10, jobs...)
+			handoffs := c.rotate(d, c.clients, 4, jobs...)
 			t.Logf("%d handoffs", handoffs)
 			for _, k := range captures {
 				k.check(server, watch.Limits{Handoffs: 2*handoffs + 2, Again: 4 << 20})
@@ -122,7 +122,7 @@ func TestAHundredConnections(t *testing.T) {
 		captures = append(captures, c.capture(cl.Host, "eth0"))
 		jobs = append(jobs, cl.parallel(server, 100, 100_000, 20_000))
 	}
-	handoffs := c.rotate(d, c.clients, 3, jobs...)
+	handoffs := c.rotate(d, c.clients, 2, jobs...)
 	t.Logf("%d handoffs", handoffs)
 	for _, k := range captures {
 		k.check(server, watch.Limits{Handoffs: 2*handoffs + 2, Again: fewAgain})
@@ -140,6 +140,6 @@ func TestRedisBenchmark(t *testing.T) {
 	for _, cl := range c.clients {
 		jobs = append(jobs, cl.benchmark(d.addr.Addr(), 2_000, 20))
 	}
-	handoffs := c.rotate(d, c.clients, 3, jobs...)
+	handoffs := c.rotate(d, c.clients, 2, jobs...)
 	t.Logf("%d handoffs", handoffs)
 }

@@ -16,6 +16,9 @@ import (
 	"github.com/distributed-servers/ds/internal/probe"
 )
 
+// raceEnv, if set, has the programs built with the race detector.
+const raceEnv = "DS_E2E_RACE"
+
 // programsEnv names the directory of the programs that the process outside has
 // built.
 const programsEnv = "DS_E2E_PROGRAMS"
@@ -70,6 +73,9 @@ func build(t *testing.T) {
 	t.Helper()
 	dir := os.Getenv(programsEnv)
 	args := []string{"build", "-o", dir + "/"}
+	if os.Getenv(raceEnv) != "" {
+		args = append(args, "-race")
+	}
 	missing := false
 	for name, pkg := range built {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {

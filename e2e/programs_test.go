@@ -56,22 +56,24 @@ func (j *job) ended() bool {
 func (cl *client) connections(want int) {
 	c := cl.cluster
 	c.t.Helper()
+	const established = "01" // include/net/tcp_states.h; the others are told as they are
 	c.eventually(fmt.Sprintf("%s has %d connections", cl.Name(), want), func(context.Context) (bool, error) {
 		var b []byte
 		err := cl.Do(func() (err error) { b, err = os.ReadFile("/proc/thread-self/net/tcp6"); return err })
-		got := 0
+		got := map[string]int{}
 		for line := range strings.Lines(string(b)) {
-			if f := strings.Fields(line); len(f) > 3 && f[3] == "01" { // TCP_ESTABLISHED
-				got++
+			if f := strings.Fields(line); len(f) > 3 && f[0] != "sl" {
+				got[f[3]]++
 			}
 		}
-		return got == want, errors.Join(err, fmt.Errorf("it has %d", got))
+		return got[established] == want, errors.Join(err, fmt.Errorf("it has these, by state: %v", got))
 	})
 }
 
 // background does f in a goroutine of its own.
-func background(f func(j *job) error) *job {
+func (cl *client) background(f func(j *job) error) *job {
 	j := &job{done: make(chan struct{})}
+	cl.cluster.jobs = append(cl.cluster.jobs, j)
 	go func() {
 		defer close(j.done)
 		j.err = f(j)
@@ -97,7 +99,7 @@ func (c *cluster) wait(jobs ...*job) {
 // download has curl get octets of the pattern, at most rate octets a second, and
 // compares every one.
 func (cl *client) download(server netip.Addr, octets int64, rate int) *job {
-	return background(func(j *job) error {
+	return cl.background(func(j *job) error {
 		check := &pattern.Checker{}
 		cmd := cl.Command(cl.cluster.ctx, "curl", "-gsS", "--no-buffer", "--limit-rate", fmt.Sprint(rate),
 			url(server, fmt.Sprintf("/pattern/%d", octets)))
@@ -116,7 +118,7 @@ func (cl *client) download(server netip.Addr, octets int64, rate int) *job {
 // upload has curl send octets of the pattern, at most rate octets a second, and
 // looks at what the server has counted.
 func (cl *client) upload(server netip.Addr, octets int64, rate int) *job {
-	return background(func(*job) error {
+	return cl.background(func(*job) error {
 		name := filepath.Join(cl.cluster.dir, fmt.Sprintf("upload-%s-%d", cl.Name(), octets))
 		f, err := os.Create(name)
 		if err != nil {
@@ -142,7 +144,7 @@ func (cl *client) upload(server netip.Addr, octets int64, rate int) *job {
 
 // parallel has curl get octets of the pattern count times, all at once.
 func (cl *client) parallel(server netip.Addr, count int, octets int64, rate int) *job {
-	return background(func(*job) error {
+	return cl.background(func(*job) error {
 		dir, err := os.MkdirTemp(cl.cluster.dir, "parallel")
 		if err != nil {
 			return err
@@ -238,7 +240,7 @@ func (d *dialogue) bye() {
 
 // benchmark runs redis-benchmark.
 func (cl *client) benchmark(server netip.Addr, requests, connections int) *job {
-	return background(func(*job) error {
+	return cl.background(func(*job) error {
 		out, err := cl.Command(cl.cluster.ctx, "redis-benchmark", "-h", server.String(), "-p", fmt.Sprint(portRESP),
 			"-t", "ping_mbulk,set,get,incr", "-n", fmt.Sprint(requests), "-c", fmt.Sprint(connections), "--csv").CombinedOutput()
 		// It goes on without a connection that fails, so its status says little.

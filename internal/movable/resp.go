@@ -1,4 +1,4 @@
-package main
+package movable
 
 import (
 	"bytes"
@@ -33,7 +33,7 @@ const (
 	maxStore = 256 << 10 // keys and values, in octets: a state is at most 1 MiB
 )
 
-var errRESP = errors.New("service: bad RESP request")
+var errRESP = errors.New("movable: bad RESP request")
 
 // valid checks a state from elsewhere.
 func (r *respServer) valid() error {

@@ -1,4 +1,4 @@
-package main
+package movable
 
 import (
 	"bufio"
@@ -47,7 +47,7 @@ const (
 	maxPattern = 1 << 40
 )
 
-var errHeader = errors.New("service: bad HTTP request")
+var errHeader = errors.New("movable: bad HTTP request")
 
 // valid checks a state from elsewhere.
 func (h *httpServer) valid() error {

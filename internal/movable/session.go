@@ -1,4 +1,4 @@
-package main
+package movable
 
 import (
 	"errors"
@@ -55,7 +55,7 @@ const writeSize = 16 << 10
 // inputSize bounds what waits for the rest of a request, in octets.
 const inputSize = 256 << 10
 
-var errTooLong = errors.New("service: a request of more than 256 KiB")
+var errTooLong = errors.New("movable: a request of more than 256 KiB")
 
 func newSession(name, node string) *session {
 	return &session{name: name, p: protocols[name](node)}
@@ -128,7 +128,7 @@ type record struct {
 func (s *session) save() ([]byte, error) {
 	p, err := cbor.Marshal(s.p)
 	if err != nil {
-		return nil, fmt.Errorf("service: %s: %w", s.name, err)
+		return nil, fmt.Errorf("movable: %s: %w", s.name, err)
 	}
 	return cbor.Marshal(record{s.name, p, s.in, s.out, s.eof, s.fail})
 }
@@ -138,18 +138,18 @@ func (s *session) save() ([]byte, error) {
 func load(b []byte, node string) (*session, error) {
 	var r record
 	if err := cbor.Unmarshal(b, &r); err != nil {
-		return nil, fmt.Errorf("service: state: %w", err)
+		return nil, fmt.Errorf("movable: state: %w", err)
 	}
 	if protocols[r.Name] == nil {
-		return nil, fmt.Errorf("service: state: no protocol %q", r.Name)
+		return nil, fmt.Errorf("movable: state: no protocol %q", r.Name)
 	}
 	s := newSession(r.Name, node)
 	if err := cbor.Unmarshal(r.Protocol, s.p); err != nil {
-		return nil, fmt.Errorf("service: state of %s: %w", r.Name, err)
+		return nil, fmt.Errorf("movable: state of %s: %w", r.Name, err)
 	}
 	if v, ok := s.p.(interface{ valid() error }); ok {
 		if err := v.valid(); err != nil {
-			return nil, fmt.Errorf("service: state of %s: %w", r.Name, err)
+			return nil, fmt.Errorf("movable: state of %s: %w", r.Name, err)
 		}
 	}
 	s.in, s.out, s.eof, s.fail = r.In, r.Out, r.EOF, r.Fail

@@ -17,7 +17,7 @@ build: ## build the commands into ./bin
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: build ## hand live HTTP transfers over between two servers: processes as root, in memory otherwise
+demo: build ## hand live HTTP transfers round three nodes: real daemons in namespaces, or in memory
 	./bin/ds demo
 
 e2e: ## real programs and unmodified clients on hosts in network namespaces, handed off in full swing

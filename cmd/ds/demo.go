@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -16,19 +18,19 @@ import (
 )
 
 const (
-	insideCommand = "demo-inside"
-	nodeCommand   = "demo-node"
+	insideCommand = "inside"
+	appCommand    = "app"
 )
 
 func demoCommand() *cobra.Command {
 	var asJSON bool
-	o := demo.Options{InsideArgs: []string{"demo", insideCommand}, NodeArgs: []string{"demo", nodeCommand}}
-	size := octets(demo.DefaultSize)
+	var o demo.Options
+	var size octets
 	var mobile mobileDemo
 	c := &cobra.Command{
 		Use:   "demo",
-		Short: "Hand live connections over between servers, and verify every octet",
-		Long: `Hand live connections over between servers, and verify every octet. In two parts:
+		Short: "Hand live connections over among servers, and verify every octet",
+		Long: `Hand live connections over among servers, and verify every octet. In two parts:
 
 Mobile IPv6. A home agent, a contact node and two more nodes look like one server
 to two clients. One of them speaks Mobile IPv6 and is told with a Binding Update
@@ -37,29 +39,35 @@ node. Both are handed from node to node at the same time, in the middle of a
 download and an upload. Netstacks and protocol machines are the real ones, the
 network and its time are simulated, so that the same seed gives the same packets.
 
-Connections. A client downloads and uploads over HTTP, while both connections
-move to and fro between two servers in the middle of the bodies. Where the system
-allows it, the servers are two processes on one TUN and the client is this
-machine's kernel, all in a network namespace that goes away at the end; elsewhere
-they are netstacks in memory. The table says which, and why.
+Connections. Two clients, one route-optimised and one relayed again, download and
+upload over HTTP, while they are handed round three nodes in the middle of the
+bodies. Where the system allows it, home agent, nodes and the optimised client run
+dsco, each in a network namespace of its own, and the clients have the kernel's
+TCP; all of that goes away at the end. Elsewhere nodes and clients are netstacks in
+memory. The table says which, and why.
 
 The exit status is 1 if an octet is wrong, a connection was reset, or there were
 fewer handoffs than asked for.`,
 		Example: `  ds demo
   ds demo --size 1GiB --handoffs 200
-  ds demo --mode memory --ipv4 --json
+  ds demo --mode memory --json
   ds demo --pcap demo.pcapng      # demo-client-1.pcapng, demo-node-1.pcapng, ... for Wireshark
   ds demo --ladder docs/handoff   # docs/handoff.txt, docs/handoff.svg`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if o.Handoffs < 1 || size < 1 {
-				return fmt.Errorf("--size %s --handoffs %d: want 1 or more", size, o.Handoffs)
+			if err := demoProgram(&o); err != nil {
+				return err
 			}
 			o.Size = int64(size)
-			p := newProgress(os.Stderr)
-			o.Progress = func(x demo.Progress) {
-				p.show(fmt.Sprintf("%4.1f s  %s mode  %d of %d handoffs  %s of %s", x.Seconds, x.Mode, x.Handoffs, x.Of, octets(x.Bytes), octets(x.Total)))
+			if err := o.Check(); err != nil {
+				return err
 			}
+			p := newProgress(os.Stderr)
+			o.Say = func(s string) {
+				p.clear()
+				fmt.Fprintln(os.Stderr, "ds demo:", s)
+			}
+			o.Progress = func(x demo.Progress) { p.show(demoProgress(x)) }
 			p.show("Mobile IPv6, simulated")
 			toured, err := mobile.run(c.Context())
 			p.clear()
@@ -88,12 +96,16 @@ fewer handoffs than asked for.`,
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
-	c.Flags().Var(&size, "size", "octets each way, such as 64MiB or 1GiB")
-	c.Flags().IntVar(&o.Handoffs, "handoffs", demo.DefaultHandoffs, "how often everything moves")
-	c.Flags().BoolVar(&o.IPv4, "ipv4", false, "use IPv4 instead of IPv6")
-	c.Flags().StringVar(&o.Mode, "mode", demo.Auto, "process, memory, or auto: what the machine allows")
+	c.Flags().Var(&size, "size", "octets each way of each client, such as 64MiB or 1GiB (default what takes 10 s here)")
+	c.Flags().IntVar(&o.Handoffs, "handoffs", demo.DefaultHandoffs, "of both clients together")
+	c.Flags().StringVar(&o.Mode, "mode", demo.Auto, "namespaces, memory, or auto: what the machine allows")
 	mobile.flags(c)
-	c.AddCommand(&cobra.Command{
+	c.AddCommand(demoInsideCommand(), demoAppCommand())
+	return c
+}
+
+func demoInsideCommand() *cobra.Command {
+	return &cobra.Command{
 		Use:    insideCommand,
 		Short:  "Run the demo in this network namespace (started by demo)",
 		Hidden: true,
@@ -101,32 +113,120 @@ fewer handoffs than asked for.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return demo.Inside(c.Context(), os.Stdin, os.Stdout)
 		},
-	}, &cobra.Command{
-		Use:    nodeCommand,
-		Short:  "Be one of the servers (started by demo)",
+	}
+}
+
+func demoAppCommand() *cobra.Command {
+	var socket, addr string
+	c := &cobra.Command{
+		Use:    appCommand,
+		Short:  "The application on a node (started by demo)",
 		Hidden: true,
 		Args:   cobra.NoArgs,
-		RunE:   func(*cobra.Command, []string) error { return demo.Node() },
-	})
+		RunE: func(c *cobra.Command, _ []string) error {
+			a, err := netip.ParseAddr(addr)
+			if err != nil {
+				return err
+			}
+			return demo.App(c.Context(), socket, a, os.Stdout)
+		},
+	}
+	c.Flags().StringVar(&socket, "socket", "", "the daemon's `path`")
+	c.Flags().StringVar(&addr, "addr", "", "the distributed server `address`")
 	return c
 }
 
+// demoProgram tells the demo which programs to run.
+func demoProgram(o *demo.Options) error {
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	o.Programs = filepath.Dir(exe)
+	o.App = []string{filepath.Base(exe), "demo", appCommand}
+	o.Inside = []string{"demo", insideCommand}
+	if o.Handoffs == 0 { // not the default, which the flag has
+		return errors.New("--handoffs 0: want 2 or more")
+	}
+	return nil
+}
+
+func demoProgress(x demo.Progress) string {
+	line := fmt.Sprintf("%4.1f s  %s mode  ", x.Seconds, x.Mode)
+	if x.Total == 0 {
+		return line + "before the first handoff"
+	}
+	return line + fmt.Sprintf("%d of %d handoffs  %s of %s", x.Handoffs, x.Of, octets(x.Bytes), octets(x.Total))
+}
+
 func demoTable(w io.Writer, r *demo.Result) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(name, unit string, value func(c *demo.Client) string, more ...string) {
+		fmt.Fprint(t, name)
+		for _, c := range r.Clients {
+			fmt.Fprint(t, "\t", value(c))
+		}
+		fmt.Fprint(t, "\t", unit)
+		for _, m := range more {
+			fmt.Fprint(t, "\t", m)
+		}
+		fmt.Fprintln(t)
+	}
+	ms := func(q demo.Quantiles) string { return fmt.Sprintf("%.2f / %.2f", q.P50, q.P99) }
+	const unit = "ms p50 / p99"
+	fmt.Fprintf(w, "CONNECTIONS  %s: %s\n\n", r.Mode, r.Why)
+	row("", "", func(c *demo.Client) string { return c.Name }, "2009", "before that")
+	row("", "", func(c *demo.Client) string { return c.Want })
+	row("handoffs", "", func(c *demo.Client) string {
+		return fmt.Sprintf("%d of %d, %d of them optimised", c.Handoffs, c.Asked, c.Optimised)
+	})
+	row("client's longest silence", unit, func(c *demo.Client) string { return ms(c.Gap) },
+		fmt.Sprint(tour.Report2009), fmt.Sprint(tour.Before2009))
+	row("while nothing moves", unit, func(c *demo.Client) string { return ms(c.Otherwise) })
+	row("frozen", unit, func(c *demo.Client) string { return ms(c.Frozen) })
+	for i, s := range stages(r) {
+		row("stage "+s, unit, func(c *demo.Client) string {
+			if i >= len(c.Stages) {
+				return ""
+			}
+			return ms(c.Stages[i].Took)
+		})
+	}
+	row("carried", "p50 / p99", func(c *demo.Client) string {
+		return octets(c.Carried.P50).String() + " / " + octets(c.Carried.P99).String()
+	})
+	for _, b := range []struct {
+		name string
+		of   func(c *demo.Client) *demo.Body
+	}{{"download", func(c *demo.Client) *demo.Body { return &c.Down }}, {"upload", func(c *demo.Client) *demo.Body { return &c.Up }}} {
+		row(b.name, "", func(c *demo.Client) string {
+			x := b.of(c)
+			verdict := "SHA-256 right"
+			if !x.Checked {
+				verdict = "SHA-256 WRONG"
+			}
+			return fmt.Sprintf("%s, %d wrong, %s", octets(x.Bytes), x.Wrong, verdict)
+		})
+	}
+	row("resets", "", func(c *demo.Client) string { return strconv.Itoa(c.Resets) })
+	if err := t.Flush(); err != nil {
+		return err
+	}
 	verdict := "correct"
-	if !r.Checked || r.Wrong != 0 {
+	if r.Err() != nil {
 		verdict = "WRONG"
 	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "CONNECTIONS\t%s: %s\n", r.Mode, r.Why)
-	fmt.Fprintf(t, "handoffs\t%d of %d, over IPv%d\n", r.Handoffs, r.Asked, r.IP)
-	fmt.Fprintf(t, "gap\t%.2f ms p50\t%.2f ms p99\tthe client's longest silence around a handoff\n", r.Gap.P50, r.Gap.P99)
-	fmt.Fprintf(t, "otherwise\t%.2f ms p50\t%.2f ms p99\tthe same half-way between two handoffs\n", r.Otherwise.P50, r.Otherwise.P99)
-	fmt.Fprintf(t, "handoff\t%.2f ms p50\t%.2f ms p99\tfrom the donor's stop to the target's start\n", r.Handoff.P50, r.Handoff.P99)
-	fmt.Fprintf(t, "snapshot\t%s p50\t%s p99\twhat travels: connections and sessions\n", octets(r.Snapshot.P50), octets(r.Snapshot.P99))
-	fmt.Fprintf(t, "octets\t%s in %.1f s\t%d wrong\tboth ways\n", octets(r.Bytes), r.Seconds, r.Wrong)
-	fmt.Fprintf(t, "CRC-32C\t%s\t%s\n", verdict, r.Checksum)
-	fmt.Fprintf(t, "resets\t%d\n", r.Resets)
-	return t.Flush()
+	_, err := fmt.Fprintf(w, "\n%s: %d handoffs, %s in %.1f s, %d octets wrong, %d resets\n",
+		verdict, r.Handoffs, octets(r.Bytes), r.Seconds, r.Wrong, r.Resets)
+	return err
+}
+
+// stages are the names of a handoff's stages, in order.
+func stages(r *demo.Result) (names []string) {
+	for _, s := range r.Clients[0].Stages {
+		names = append(names, s.Stage)
+	}
+	return names
 }
 
 // octets is a size that is written and read with a unit.

@@ -51,7 +51,7 @@ func command() *cobra.Command {
 A client keeps its TCP connections while they move from one server to another;
 it needs no change and notices nothing.`,
 		Example: `  ds check                      what this machine can do
-  ds demo                       hand live HTTP transfers over, and verify every octet
+  ds demo                       hand live HTTP transfers round, and verify every octet
   ds bench migrate              how long a connection takes to move
   ds status                     the daemon, its distributed servers and its peers
   ds clients                    who is served, and where

@@ -58,16 +58,17 @@ func TestCheck(t *testing.T) {
 }
 
 func TestDemo(t *testing.T) {
-	for _, mode := range []string{demo.Memory, demo.Auto} {
-		out, err := ds(t, "demo", "--json", "--size", "4MiB", "--handoffs", "6", "--mode", mode)
-		var res demo.Result
-		if e := json.Unmarshal([]byte(out), &res); err != nil || e != nil || res.Handoffs != 6 || res.Bytes != 8<<20 {
-			t.Errorf("%s: %v, %v: %s", mode, err, e, out)
-		}
+	out, err := ds(t, "demo", "--json", "--size", "1MiB", "--handoffs", "6", "--mode", "auto") // there is no dsco beside this program
+	var res demo.Result
+	if e := json.Unmarshal([]byte(out), &res); err != nil || e != nil || res.Handoffs != 6 || res.Bytes != 4<<20 || !strings.Contains(res.Why, "dsco") {
+		t.Errorf("%v, %v: %s", err, e, out)
 	}
-	out, err := ds(t, "demo", "--size", "1MiB", "--handoffs", "2", "--mode", "memory")
-	if err != nil || !strings.Contains(out, "2 of 2, over IPv6") || !strings.Contains(out, "correct") {
+	out, err = ds(t, "demo", "--size", "512KiB", "--handoffs", "3", "--mode", "memory")
+	if err != nil || !strings.Contains(out, "correct: 3 handoffs, 2MiB in ") || !strings.Contains(out, "2 of 2, 2 of them optimised") {
 		t.Errorf("%v:\n%s", err, out)
+	}
+	if _, err := ds(t, "demo", "--mode", "namespaces"); err == nil || !strings.Contains(err.Error(), "no dsco") {
+		t.Errorf("namespaces without dsco: error %v", err)
 	}
 }
 

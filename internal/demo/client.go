@@ -3,376 +3,307 @@ package demo
 import (
 	"cmp"
 	"context"
-	"encoding/json"
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash/crc32"
+	"hash"
 	"io"
-	"net"
 	"net/http"
-	"net/netip"
 	"slices"
-	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/distributed-servers/ds/internal/demo/pattern"
 )
 
-// after is how long after a handoff's end a gap may begin and still count as
-// its doing: a packet lost then would show as silence.
-const after = time.Millisecond
-
-// client is what watches: it downloads and uploads over HTTP, checks every
-// octet, and has the nodes hand over at equal steps.
+// client is what watches: it downloads and uploads over HTTP, and checks every
+// octet.
 type client struct {
-	o        *Options
+	*host
 	base     string // URL
-	dial     func(ctx context.Context, network, address string) (net.Conn, error)
-	controls [2]io.ReadWriter // of the nodes
-	resets   func() int       // seen on the network so far
-	gate     gate
+	http     *http.Client
+	handoffs int // asked for
+	size     int64
 
-	arrivals []arrival // of download data
+	gate     atomic.Pointer[gate] // nil while it warms up
+	resetsAt int                  // before the transfers
+	down, up body
+	arrivals arrivals // of the download's data
+	moves    []*move
 }
 
-// arrival is the time without data before some arrived.
-type arrival struct{ from, to int64 }
+// body is about a transfer.
+type body struct {
+	err     error
+	arrived int64
+	wrong   int64
+	sent    string // SHA-256
+	got     string
+}
 
-func (c *client) run(ctx context.Context) (*Result, error) {
-	for _, rw := range c.controls {
-		if _, err := expectFrame(rw, nil, frameUp); err != nil {
-			return nil, fmt.Errorf("demo: a node did not start: %w", err)
-		}
-	}
-	c.gate.init(c.o, func(owner int) error { return sendFrame(c.controls[owner], frameHandoff, nil) })
-	stop := context.AfterFunc(ctx, func() { c.gate.fail(context.Cause(ctx)) })
-	defer stop()
-	for i, rw := range c.controls {
-		go c.watch(i, rw)
-	}
-	transport := &http.Transport{
-		DialContext:        c.dial,
+func newClient(h *host, address string, handoffs int) *client {
+	return &client{host: h, base: "http://" + address, handoffs: handoffs, http: &http.Client{Transport: &http.Transport{
+		DialContext:        h.dial,
 		DisableCompression: true,
 		ReadBufferSize:     64 << 10,
 		WriteBufferSize:    64 << 10,
-	}
-	defer transport.CloseIdleConnections()
-	h := &http.Client{Transport: transport}
+	}}}
+}
 
-	begin, before := time.Now(), c.resets()
-	ticks := c.tick(begin)
-	var wg sync.WaitGroup
-	var down, up verdict
-	wg.Go(func() { down = c.download(ctx, h); c.gate.fail(down.err) })
-	wg.Go(func() { up = c.upload(ctx, h); c.gate.fail(up.err) })
-	wg.Wait()
-	err := c.gate.wait()
-	ticks()
+// warmSize is the most octets each way that are transferred before anything
+// moves.
+const warmSize = 4 << 20
 
-	res := &Result{
-		Handoffs: len(c.gate.reports),
-		Bytes:    down.arrived + up.arrived,
-		Wrong:    down.wrong + up.wrong,
-		Resets:   c.resets() - before,
-		Checked:  down.err == nil && up.err == nil && down.got == down.want && up.got == up.want,
-		Checksum: fmt.Sprintf("%08x down, %08x up", down.got, up.got),
-		Seconds:  time.Since(begin).Seconds(),
+// largest and smallest size of a transfer that is chosen by time, in octets.
+const (
+	largest  = 1 << 30
+	smallest = 4 << 20
+)
+
+// warmUp opens the connections, finds out how much fits in the time, and waits
+// until packets come the way they are to come.
+func (c *client) warmUp(ctx context.Context, o *Options) error {
+	size := int64(warmSize)
+	if o.Size > 0 {
+		size = min(size, o.Size)
 	}
-	for _, e := range []error{down.err, up.err} {
-		if errors.Is(e, syscall.ECONNRESET) {
-			res.Resets++
+	begin := time.Now()
+	if err := c.bodies(ctx, size); err != nil {
+		return err
+	}
+	took := time.Since(begin)
+	if b := []body{c.down, c.up}; b[0].wrong+b[1].wrong != 0 {
+		return fmt.Errorf("%s: %d octets are wrong before anything has moved", c.name, b[0].wrong+b[1].wrong)
+	}
+	if c.size = o.Size; c.size == 0 {
+		const unit = 1 << 20
+		fits := int64(float64(size)*float64(o.Duration)/float64(took)) / unit * unit
+		c.size = max(min(fits, largest), smallest, (o.leastSize()+unit-1)/unit*unit)
+	}
+	if err := c.ready(ctx); err != nil {
+		return err
+	}
+	var err error
+	c.resetsAt, err = c.resets()
+	return err
+}
+
+// transfer downloads and uploads, and is handed from node to node.
+func (c *client) transfer(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	c.arrivals = nil
+	g := newGate(c.size, c.handoffs)
+	c.gate.Store(g)
+	defer context.AfterFunc(ctx, func() { g.fail(context.Cause(ctx)) })()
+	done := make(chan error, 1)
+	go func() {
+		err := c.goRound(ctx, g)
+		if err != nil {
+			cancel(err) // the transfers then wait in vain
+		}
+		done <- err
+	}()
+	err := c.bodies(ctx, c.size)
+	g.fail(err)
+	return cmp.Or(<-done, err)
+}
+
+// goRound hands the client round the nodes.
+func (c *client) goRound(ctx context.Context, g *gate) error {
+	for i := range c.handoffs {
+		if !g.next(i + 1) {
+			return nil // why is known already
+		}
+		from, to := i%len(nodes), (i+1)%len(nodes)
+		m, err := c.handoff(ctx, from, to)
+		if err != nil {
+			return fmt.Errorf("handoff %d of %s, from %s to %s: %w", i+1, c.name, nodes[from], nodes[to], err)
+		}
+		c.moves = append(c.moves, m)
+		g.handed()
+	}
+	return nil
+}
+
+// bodies downloads and uploads so many octets.
+func (c *client) bodies(ctx context.Context, size int64) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if c.up = c.upload(ctx, size); c.up.err != nil {
+			cancel()
+		}
+	}()
+	if c.down = c.download(ctx, size); c.down.err != nil {
+		cancel()
+	}
+	<-done
+	for _, b := range []body{c.down, c.up} {
+		if b.err != nil && !errors.Is(b.err, context.Canceled) {
+			return fmt.Errorf("%s: %w", c.name, b.err)
 		}
 	}
-	c.measure(res)
-	switch {
-	case ctx.Err() != nil: // connections that end then say nothing
-		return nil, context.Cause(ctx)
-	case err != nil && res.Resets == 0:
+	return cmp.Or(c.down.err, c.up.err)
+}
+
+// result is what the client has seen, once its transfers have ended.
+func (c *client) result() (*Client, error) {
+	now, err := c.resets()
+	if err != nil {
 		return nil, err
 	}
-	return res, nil
+	r := &Client{
+		Name: c.name, Want: c.redirect, Asked: c.handoffs,
+		Down: c.down.result(), Up: c.up.result(), Resets: now - c.resetsAt,
+	}
+	if r.Resets == 0 {
+		for _, b := range []body{c.down, c.up} {
+			if errors.Is(b.err, syscall.ECONNRESET) {
+				r.Resets++
+			}
+		}
+	}
+	r.measure(c.moves, c.arrivals)
+	return r, nil
 }
 
-// watch takes what a node says.
-func (c *client) watch(i int, rw io.ReadWriter) {
-	for {
-		typ, p, err := receiveFrame(rw, nil)
-		switch {
-		case err != nil:
-			c.gate.fail(fmt.Errorf("demo: node %c ended: %w", 'A'+i, err))
-			return
-		case typ == frameDone:
-			var r report
-			if err := json.Unmarshal(p, &r); err != nil {
-				c.gate.fail(err)
-				return
-			}
-			c.gate.handed(i, r)
-		default:
-			c.gate.fail(fmt.Errorf("demo: node %c: %s", 'A'+i, p))
-		}
+func (b *body) result() Body {
+	return Body{Bytes: b.arrived, Wrong: b.wrong, SHA256: b.got, Checked: b.err == nil && b.got == b.sent}
+}
+
+func (c *client) addProgress(p *Progress) {
+	if g := c.gate.Load(); g != nil {
+		octets, handoffs := g.progress()
+		p.Bytes += octets
+		p.Total += 2 * g.size
+		p.Handoffs += handoffs
 	}
 }
 
-// tick reports progress until the returned function is called.
-func (c *client) tick(begin time.Time) (stop func()) {
-	t := time.NewTicker(100 * time.Millisecond)
-	end, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		for {
-			select {
-			case <-t.C:
-				bytes, handoffs := c.gate.progress()
-				c.o.Progress(Progress{c.o.Mode, time.Since(begin).Seconds(), handoffs, c.o.Handoffs, bytes, 2 * c.o.Size})
-			case <-end:
-				return
-			}
-		}
-	}()
-	return func() { t.Stop(); close(end); <-ended }
+// downloaded tells of octets of the download. It waits while the handoffs are
+// behind.
+func (c *client) downloaded(n int) (waited bool) {
+	g := c.gate.Load()
+	return g != nil && g.downloaded(n)
 }
 
-// verdict is about one body.
-type verdict struct {
-	err       error
-	arrived   int64
-	wrong     int64
-	got, want uint32 // CRC-32C
-}
-
-func (c *client) download(ctx context.Context, h *http.Client) (v verdict) {
+func (c *client) download(ctx context.Context, size int64) (b body) {
 	defer func() {
-		if v.err != nil {
-			v.err = fmt.Errorf("demo: download: %w", v.err)
+		if b.err != nil {
+			b.err = fmt.Errorf("download: %w", b.err)
 		}
 	}()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("%s/download?size=%d", c.base, c.o.Size), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("%s/pattern/%d", c.base, size), nil)
 	if err != nil {
-		return verdict{err: err}
+		return body{err: err}
 	}
-	resp, err := h.Do(req)
+	resp, err := c.http.Do(req)
 	if err != nil {
-		return verdict{err: err}
+		return body{err: err}
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK || resp.ContentLength != c.o.Size {
-		return verdict{err: fmt.Errorf("answer %s with %d octets", resp.Status, resp.ContentLength)}
+	if resp.StatusCode != http.StatusOK || resp.ContentLength != size {
+		return body{err: fmt.Errorf("answer %s with %d octets", resp.Status, resp.ContentLength)}
 	}
 	var check pattern.Checker
-	b := make([]byte, 64<<10)
-	want := make([]byte, len(b))
+	buf := make([]byte, 64<<10)
+	want := make([]byte, len(buf))
+	sent, got := sha256.New(), sha256.New()
 	for last := monotonic(); ; {
-		n, err := resp.Body.Read(b)
+		n, err := resp.Body.Read(buf)
 		now := monotonic()
 		if n > 0 {
 			c.arrivals = append(c.arrivals, arrival{last, now})
 			last = now
 			pattern.Fill(want[:n], check.Offset)
-			v.want = crc32.Update(v.want, castagnoli, want[:n])
-			v.got = crc32.Update(v.got, castagnoli, b[:n])
-			check.Write(b[:n])
-			if c.gate.downloaded(n) {
+			sent.Write(want[:n])
+			got.Write(buf[:n])
+			check.Write(buf[:n])
+			if c.downloaded(n) {
 				last = monotonic() // it was us who did not read
 			}
 		}
 		if err != nil {
-			v.arrived, v.wrong = check.Offset, check.Wrong+c.o.Size-check.Offset
+			b = body{arrived: check.Offset, wrong: check.Wrong + size - check.Offset, sent: hex(sent), got: hex(got)}
 			if err != io.EOF {
-				v.err = err
+				b.err = err
 			}
-			return v
+			return b
 		}
 	}
 }
 
-func (c *client) upload(ctx context.Context, h *http.Client) (v verdict) {
+func (c *client) upload(ctx context.Context, size int64) (b body) {
 	defer func() {
-		if v.err != nil {
-			v.err = fmt.Errorf("demo: upload: %w", v.err)
-			v.wrong = c.o.Size - v.arrived
+		if b.err != nil {
+			b.err = fmt.Errorf("upload: %w", b.err)
+			b.wrong = size
 		}
 	}()
-	body := &uploadBody{gate: &c.gate, r: pattern.Reader{End: c.o.Size}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, c.base+"/upload", body)
+	source := &source{gate: c.gate.Load(), r: pattern.Reader{End: size}, sent: sha256.New()}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, c.base+"/upload", source)
 	if err != nil {
-		return verdict{err: err}
+		return body{err: err}
 	}
-	req.ContentLength = c.o.Size
-	resp, err := h.Do(req)
+	req.ContentLength = size
+	resp, err := c.http.Do(req)
 	if err != nil {
-		return verdict{err: err}
+		return body{err: err}
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return verdict{err: fmt.Errorf("answer %s", resp.Status)}
+		return body{err: fmt.Errorf("answer %s", resp.Status)}
 	}
-	var octets int64
-	if _, err := fmt.Fscanf(resp.Body, "%d %x %d\n", &octets, &v.got, &v.wrong); err != nil {
-		return verdict{err: fmt.Errorf("answer: %w", err)}
+	if _, err := fmt.Fscanf(resp.Body, "%d octets, %d wrong, sha256 %s\n", &b.arrived, &b.wrong, &b.got); err != nil {
+		return body{err: fmt.Errorf("answer: %w", err)}
 	}
-	v.arrived, v.want = octets, body.crc
-	v.wrong += max(c.o.Size-octets, octets-c.o.Size)
-	return v
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil { // the connection serves again after its end
+		return body{err: err}
+	}
+	b.sent = hex(source.sent)
+	b.wrong += max(size-b.arrived, b.arrived-size)
+	return b
 }
 
-// uploadBody makes the upload's octets.
-type uploadBody struct {
-	gate *gate
+func hex(h hash.Hash) string { return fmt.Sprintf("%x", h.Sum(nil)) }
+
+// source makes the upload's octets.
+type source struct {
+	gate *gate // or nil
 	r    pattern.Reader
-	crc  uint32
+	sent hash.Hash
 }
 
-func (b *uploadBody) Read(p []byte) (int, error) {
-	n, err := b.r.Read(p)
-	b.crc = crc32.Update(b.crc, castagnoli, p[:n])
-	if e := b.gate.uploaded(n); e != nil {
-		return 0, e
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	s.sent.Write(p[:n])
+	if s.gate != nil && n > 0 {
+		if err := s.gate.uploading(n); err != nil {
+			return 0, err
+		}
 	}
 	return n, err
 }
 
-// measure derives the gaps from arrivals and handoffs, both in order of time.
-func (c *client) measure(res *Result) {
-	const ms = 1e6
-	var gaps, otherwise, handoffs, bytes []float64
-	reports := c.gate.reports
-	for i, r := range reports {
-		took := r.Started - r.Stopped
-		handoffs = append(handoffs, float64(took)/ms)
-		bytes = append(bytes, float64(r.Bytes))
-		if gap, ok := c.silence(r.Stopped, r.Started+int64(after)); ok {
-			gaps = append(gaps, float64(gap)/ms)
-		}
-		if i+1 == len(reports) {
-			break
-		}
-		// As long a time, half-way to the next handoff.
-		middle := r.Started + (reports[i+1].Stopped-r.Started-took-int64(after))/2
-		if gap, ok := c.silence(middle, middle+took+int64(after)); ok && middle > r.Started+int64(after) {
-			otherwise = append(otherwise, float64(gap)/ms)
-		}
-	}
-	res.Gap, res.Otherwise, res.Handoff, res.Snapshot = quantiles(gaps), quantiles(otherwise), quantiles(handoffs), quantiles(bytes)
-}
+// arrivals are in order of time.
+type arrivals []arrival
+
+// arrival is the time without data before some arrived.
+type arrival struct{ from, to int64 }
 
 // silence is the longest time without data that overlaps a span; ok is false
 // if the download was over, or not begun.
-func (c *client) silence(from, to int64) (longest int64, ok bool) {
-	first, _ := slices.BinarySearchFunc(c.arrivals, from, func(a arrival, t int64) int { return cmp.Compare(a.to, t) })
-	for _, a := range c.arrivals[first:] {
+func (as arrivals) silence(from, to int64) (longest int64, ok bool) {
+	first, _ := slices.BinarySearchFunc(as, from, func(a arrival, t int64) int { return cmp.Compare(a.to, t) })
+	for _, a := range as[first:] {
 		if a.from > to {
 			break
 		}
 		longest, ok = max(longest, a.to-a.from), true
 	}
 	return longest, ok
-}
-
-// gate keeps the two bodies and the handoffs in step: the i-th handoff is asked
-// for when the download passes the i-th of equal steps, none of both bodies
-// runs away from the other, and neither from the handoffs. So all handoffs
-// happen in the middle of both bodies, however fast these are.
-type gate struct {
-	size    int64
-	steps   int64
-	request func(owner int) error
-
-	mu       sync.Mutex
-	change   sync.Cond
-	down, up int64 // octets so far
-	asked    int
-	owner    int // node
-	reports  []report
-	err      error // the first
-}
-
-func (g *gate) init(o *Options, request func(owner int) error) {
-	g.size, g.steps, g.request = o.Size, int64(o.Handoffs+1), request
-	g.change.L = &g.mu
-}
-
-// stepLocked is the step that octets have reached.
-func (g *gate) stepLocked(octets int64) int { return int(octets * g.steps / g.size) }
-
-// pass waits until ok, and tells whether it had to. mu is held.
-func (g *gate) pass(ok func() bool) (waited bool) {
-	for g.err == nil && !ok() {
-		waited = true
-		g.change.Wait()
-	}
-	return waited
-}
-
-func (g *gate) downloaded(n int) (waited bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.down += int64(n)
-	g.change.Broadcast()
-	for g.err == nil {
-		step := min(g.stepLocked(g.down), int(g.steps)-1)
-		if g.asked >= step {
-			// One handoff may be under way while data flow, not two.
-			return g.pass(func() bool { return len(g.reports) >= step-1 && g.stepLocked(g.up) >= step-2 }) || waited
-		}
-		waited = g.pass(func() bool { return len(g.reports) == g.asked }) || waited
-		if g.err == nil {
-			g.asked++
-			if err := g.request(g.owner); err != nil {
-				g.failLocked(err)
-			}
-		}
-	}
-	return waited
-}
-
-func (g *gate) uploaded(n int) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.up += int64(n)
-	g.change.Broadcast()
-	g.pass(func() bool { return g.stepLocked(g.up) <= g.stepLocked(g.down)+2 })
-	return g.err
-}
-
-// handed notes a handoff to a node.
-func (g *gate) handed(to int, r report) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.owner = to
-	g.reports = append(g.reports, r)
-	g.change.Broadcast()
-}
-
-func (g *gate) fail(err error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.failLocked(err)
-}
-
-func (g *gate) failLocked(err error) {
-	if g.err == nil && err != nil {
-		g.err = err
-		g.change.Broadcast()
-	}
-}
-
-// wait waits for the last handoff.
-func (g *gate) wait() error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.pass(func() bool { return len(g.reports) == g.asked })
-	return g.err
-}
-
-func (g *gate) progress() (octets int64, handoffs int) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.down + g.up, len(g.reports)
-}
-
-// url is where the service is.
-func url(service netip.Addr) string {
-	return "http://" + netip.AddrPortFrom(service, servicePort).String()
 }

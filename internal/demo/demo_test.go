@@ -1,48 +1,61 @@
 package demo
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"flag"
 	"fmt"
-	"io"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
-	"github.com/distributed-servers/ds/internal/demo/pattern"
 	"github.com/distributed-servers/ds/internal/probe"
 )
 
 const (
 	insideArg = "demo-inside"
-	nodeArg   = "demo-node"
+	appArg    = "demo-app"
 )
 
+// This program is also the one inside the namespaces, and the application on each
+// node there.
 func TestMain(m *testing.M) {
 	probe.Main()
-	if len(os.Args) == 2 {
-		var err error
-		switch os.Args[1] {
-		case insideArg:
-			err = Inside(context.Background(), os.Stdin, os.Stdout)
-		case nodeArg:
-			err = Node()
-		default:
-			os.Exit(m.Run())
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
+	var err error
+	switch {
+	case len(os.Args) > 1 && os.Args[1] == insideArg:
+		err = Inside(context.Background(), os.Stdin, os.Stdout)
+	case len(os.Args) > 1 && os.Args[1] == appArg:
+		err = testApp(os.Args[2:])
+	default:
+		os.Exit(m.Run())
 	}
-	os.Exit(m.Run())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
 }
 
-func run(t *testing.T, o Options) {
+func testApp(args []string) error {
+	f := flag.NewFlagSet(appArg, flag.ContinueOnError)
+	socket, addr := f.String("socket", "", ""), f.String("addr", "", "")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	a, err := netip.ParseAddr(*addr)
+	if err != nil {
+		return err
+	}
+	return App(context.Background(), *socket, a, os.Stdout)
+}
+
+// check runs a demo and looks at its result.
+func check(t *testing.T, o Options) *Result {
 	t.Helper()
-	o.InsideArgs, o.NodeArgs = []string{insideArg}, []string{nodeArg}
 	res, err := Run(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -55,8 +68,16 @@ func run(t *testing.T, o Options) {
 	if err := res.Err(); err != nil {
 		t.Error(err)
 	}
-	if res.Mode != o.Mode || res.Bytes != 2*o.Size || res.Gap.P50 <= 0 || res.Handoff.P50 <= 0 {
+	if res.Handoffs != o.Handoffs || o.Size > 0 && res.Bytes != 4*o.Size || res.Gap.P50 <= 0 || res.Why == "" {
 		t.Errorf("got %+v", res)
+	}
+	for i, c := range res.Clients {
+		if want := c.Handoffs * (1 - i); c.Optimised != want {
+			t.Errorf("%s: %d of %d handoffs are optimised, want %d", c.Name, c.Optimised, c.Handoffs, want)
+		}
+		if len(c.Stages) != 7 || c.Frozen.P50 <= 0 || c.Carried.P50 <= 0 {
+			t.Errorf("%s: got %+v", c.Name, c)
+		}
 	}
 	var m map[string]any
 	if err := json.Unmarshal(b, &m); err != nil {
@@ -67,48 +88,55 @@ func run(t *testing.T, o Options) {
 			t.Errorf("no %q in the result", key)
 		}
 	}
+	return res
 }
 
 func TestMemory(t *testing.T) {
-	for _, v4 := range []bool{false, true} {
-		t.Run(fmt.Sprintf("ipv4=%t", v4), func(t *testing.T) {
-			run(t, Options{Mode: Memory, Size: 8 << 20, Handoffs: 10, IPv4: v4})
-		})
-	}
-}
-
-func TestProcess(t *testing.T) {
-	probe.Skip(t, probe.NetNS, probe.TUN)
-	for _, v4 := range []bool{false, true} {
-		t.Run(fmt.Sprintf("ipv4=%t", v4), func(t *testing.T) {
-			run(t, Options{Mode: Process, Size: 8 << 20, Handoffs: 10, IPv4: v4})
-		})
-	}
+	check(t, Options{Mode: Memory, Size: 2 << 20, Handoffs: 10})
 }
 
 // Far more handoffs than data between them.
 func TestManyHandoffs(t *testing.T) {
-	run(t, Options{Mode: Memory, Size: 4 << 20, Handoffs: 100})
+	check(t, Options{Mode: Memory, Size: 512 << 10, Handoffs: 100})
+}
+
+func TestSizeByTime(t *testing.T) {
+	res := check(t, Options{Mode: Memory, Duration: time.Millisecond, Handoffs: 3})
+	if res.Bytes != 4*smallest {
+		t.Errorf("%d octets, want 4 times the smallest size, %d", res.Bytes, smallest)
+	}
+}
+
+// What is missing is said, and the next mode taken; but not if a mode was asked
+// for.
+func TestFallsBack(t *testing.T) {
+	var said []string
+	o := Options{Size: 1 << 20, Handoffs: 2, Say: func(s string) { said = append(said, s) }}
+	o.Programs, o.App, o.Inside = t.TempDir(), []string{"app"}, []string{"inside"}
+	res := check(t, o)
+	if res.Mode != Memory || len(said) != 1 || said[0] != res.Why || !strings.Contains(res.Why, "no dsco") || strings.Contains(res.Why, "\n") {
+		t.Errorf("mode %s because of %q; said: %q", res.Mode, res.Why, said)
+	}
+	o.Mode = Namespaces
+	if err := o.Check(); !errors.As(err, new(impossible)) {
+		t.Errorf("check: error %v", err)
+	}
+	if _, err := Run(t.Context(), o); !errors.As(err, new(impossible)) {
+		t.Errorf("namespaces without dsco: error %v", err)
+	}
 }
 
 func TestCanceled(t *testing.T) {
-	modes := []string{Memory}
-	if probe.Check(probe.TUN).OK {
-		modes = append(modes, Process)
-	}
-	for _, mode := range modes {
-		ctx, cancel := context.WithCancel(t.Context())
-		o := Options{Mode: mode, Size: 1 << 30, Handoffs: 40, InsideArgs: []string{insideArg}, NodeArgs: []string{nodeArg}}
-		o.Progress = func(Progress) { cancel() }
-		if _, err := Run(ctx, o); err == nil {
-			t.Errorf("%s: a canceled run succeeded", mode)
-		}
-		cancel()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	o := Options{Mode: Memory, Size: 1 << 30, Progress: func(Progress) { cancel() }}
+	if _, err := Run(ctx, o); !errors.Is(err, context.Canceled) {
+		t.Errorf("a canceled run: error %v", err)
 	}
 }
 
 func TestOptions(t *testing.T) {
-	for _, o := range []Options{{Mode: "magic"}, {Handoffs: -1}, {Size: -1}, {Size: 1000, Handoffs: 40}} {
+	for _, o := range []Options{{Mode: "magic"}, {Handoffs: -1}, {Handoffs: 1}, {Size: -1}, {Duration: -1}, {Size: 1000, Handoffs: 40}} {
 		if _, err := Run(t.Context(), o); err == nil || !strings.HasPrefix(err.Error(), "demo: ") {
 			t.Errorf("%+v: error %v", o, err)
 		}
@@ -117,134 +145,43 @@ func TestOptions(t *testing.T) {
 
 // What goes wrong shows.
 func TestErr(t *testing.T) {
-	good := Result{Handoffs: 3, Asked: 3, Checked: true}
-	if err := good.Err(); err != nil {
+	good := func() *Result {
+		body := Body{Bytes: 5, Checked: true}
+		return &Result{Handoffs: 4, Asked: 4, Clients: []*Client{
+			{Want: "optimised", Handoffs: 2, Optimised: 2, Down: body, Up: body},
+			{Want: "relayed", Handoffs: 2, Down: body, Up: body},
+		}}
+	}
+	if err := good().Err(); err != nil {
 		t.Error(err)
 	}
-	for _, spoil := range []func(*Result){
-		func(r *Result) { r.Handoffs = 2 },
-		func(r *Result) { r.Wrong = 1 },
-		func(r *Result) { r.Checked = false },
-		func(r *Result) { r.Resets = 1 },
+	for what, spoil := range map[string]func(*Result){
+		"too few":       func(r *Result) { r.Handoffs = 3 },
+		"wrong":         func(r *Result) { r.Wrong = 1 },
+		"checksum":      func(r *Result) { r.Clients[1].Up.Checked = false },
+		"reset":         func(r *Result) { r.Resets = 1 },
+		"not optimised": func(r *Result) { r.Clients[0].Optimised = 0 },
+		"not relayed":   func(r *Result) { r.Clients[1].Optimised = 1 },
+		"problem":       func(r *Result) { r.Problems = []string{"two senders"} },
 	} {
-		r := good
-		spoil(&r)
+		r := good()
+		spoil(r)
 		if r.Err() == nil {
-			t.Errorf("no error for %+v", r)
+			t.Errorf("%s: no error for %+v", what, r)
 		}
 	}
 }
 
-// talk drives a session with input in pieces, writes accepted in pieces, and
-// the state taken apart and put together after each, and returns what it wrote.
-func talk(t *testing.T, in []byte, piece int) []byte {
-	t.Helper()
-	s := &session{}
-	var got []byte
-	for !s.done() {
-		if out := s.output(make([]byte, 3*piece)); len(out) > 0 {
-			n := min(len(out), piece)
-			got = append(got, out[:n]...)
-			if err := s.wrote(n); err != nil {
-				t.Fatal(err)
-			}
-		} else {
-			if len(in) == 0 {
-				break
-			}
-			n := min(len(in), piece)
-			if err := s.input(in[:n]); err != nil {
-				t.Fatal(err)
-			}
-			in = in[n:]
-		}
-		var err error
-		if s, err = parseSession(s.append(nil)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return got
-}
-
-func TestSession(t *testing.T) {
-	body := make([]byte, 1000)
-	pattern.Fill(body, 0)
-	in := []byte("GET /download?size=1000 HTTP/1.1\r\nHost: a\r\n\r\n" +
-		"PUT /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n" + string(body) +
-		"GET /download?size=0 HTTP/1.1\r\nHost: a\r\n\r\n" +
-		"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nxy" +
-		"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-	want := talk(t, in, len(in))
-	for _, s := range []string{
-		"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + string(body) + "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK",
-		"\r\n\r\n1000 ", " 0\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP", "\r\n\r\n2 ", " 2\nHTTP/1.1 404 Not Found\r\n",
+func TestSilence(t *testing.T) {
+	as := arrivals{{0, 10}, {10, 12}, {12, 30}, {30, 31}}
+	for _, tt := range []struct {
+		from, to, want int64
+		ok             bool
+	}{
+		{11, 11, 2, true}, {11, 13, 18, true}, {5, 5, 10, true}, {30, 40, 18, true}, {31, 40, 1, true}, {32, 40, 0, false},
 	} {
-		if !bytes.Contains(want, []byte(s)) {
-			t.Errorf("no %q in %q", s, want)
+		if got, ok := as.silence(tt.from, tt.to); got != tt.want || ok != tt.ok {
+			t.Errorf("from %d to %d: %d, %t; want %d, %t", tt.from, tt.to, got, ok, tt.want, tt.ok)
 		}
-	}
-	for piece := 1; piece < 200; piece += 7 {
-		if got := talk(t, in, piece); !bytes.Equal(got, want) {
-			t.Fatalf("in pieces of %d the answer is %q, not %q", piece, got, want)
-		}
-	}
-	for in, status := range map[string]string{
-		"POST /upload HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n": "411 ",
-		"GET /download?size=-1 HTTP/1.1\r\nHost: a\r\n\r\n":                      "400 ",
-	} {
-		if got := talk(t, []byte(in), 10); !bytes.HasPrefix(got, []byte("HTTP/1.1 "+status)) {
-			t.Errorf("%q: answer %q, want %s", in, got, status)
-		}
-	}
-	if err := (&session{}).input(bytes.Repeat([]byte("x"), maxHead+1)); err == nil {
-		t.Error("an endless head is accepted")
-	}
-}
-
-// What parses is written again as it was.
-func FuzzSession(f *testing.F) {
-	f.Add((&session{kind: kindUpload, size: 1000, offset: 10, crc: 7, in: []byte("abc"), out: []byte("d")}).append(nil))
-	f.Add([]byte{sessionVersion, byte(kinds)})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		s, err := parseSession(b)
-		if err != nil || len(b) == 0 {
-			return
-		}
-		again, err := parseSession(s.append(nil))
-		if err != nil || !bytes.Equal(again.append(nil), s.append(nil)) {
-			t.Errorf("%+v became %+v: %v", s, again, err)
-		}
-	})
-}
-
-func FuzzOffer(f *testing.F) {
-	o := offer{stopped: 5, clients: []offered{{snapshot: []byte("snap"), sessions: [][]byte{nil, []byte("s")}}}}
-	f.Add(o.append(nil))
-	f.Add([]byte{0, 0xff, 0xff, 0xff, 0xff, 0x0f})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		o, err := parseOffer(b)
-		if err == nil {
-			if _, err := parseOffer(o.append(nil)); err != nil {
-				t.Error(err)
-			}
-		}
-		parseCommit(b)
-	})
-}
-
-func TestFrame(t *testing.T) {
-	var b bytes.Buffer
-	if err := sendFrame(&b, frameOffer, []byte("payload")); err != nil {
-		t.Fatal(err)
-	}
-	if p, err := expectFrame(&b, nil, frameOffer); err != nil || string(p) != "payload" {
-		t.Errorf("got %q, %v", p, err)
-	}
-	if _, _, err := receiveFrame(bytes.NewReader([]byte{frameOffer, 0xff, 0, 0, 0}), nil); err == nil || err == io.ErrUnexpectedEOF {
-		t.Errorf("a huge frame: %v", err)
-	}
-	sendFrame(&b, frameReady, nil)
-	if _, err := expectFrame(&b, nil, frameCommit); err == nil {
-		t.Error("a frame of another type passes")
 	}
 }

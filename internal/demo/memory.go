@@ -2,104 +2,102 @@ package demo
 
 import (
 	"context"
+	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
-	"time"
 
-	"github.com/distributed-servers/ds/internal/lab"
-	"github.com/distributed-servers/ds/stack"
+	"github.com/distributed-servers/ds"
+	"github.com/distributed-servers/ds/dstest"
+	"github.com/distributed-servers/ds/internal/movable"
 )
 
-// runMemory runs client and nodes in this process.
-func runMemory(ctx context.Context, o *Options) (*Result, error) {
-	clientAddr, service := o.addrs()
-	net1 := lab.New(1, nil)
-	defer net1.Close()
-	var resets atomic.Int64
-	defer net1.Tap(func(e lab.Event) {
-		if isReset(e.Packet) {
-			resets.Add(1)
+// servicePort is where the nodes serve HTTP.
+const servicePort = 80
+
+// runMemory has everything in this process: for each client a distributed server
+// of its own, since all clients of one are optimised, or none.
+func runMemory(ctx context.Context, o *Options) (_ *Result, err error) {
+	w := &world{}
+	var servers []*memoryServer
+	defer func() {
+		for _, s := range servers {
+			err = errors.Join(err, s.Close())
 		}
-	})()
-
-	attach := func(name string, a netip.Addr, buffer int) (*lab.Port, *stack.Stack, error) {
-		p := net1.Attach(name, 1500)
-		s, err := stack.New(stack.Config{Device: p, Addrs: []netip.Addr{a}, MaxBuffer: buffer})
-		return p, s, err
+	}()
+	w.problems = func() (all []string) {
+		for _, s := range servers {
+			all = append(all, s.cluster.Faults()...)
+		}
+		return all
 	}
-	to := func(a netip.Addr, p *lab.Port) { net1.Route(netip.PrefixFrom(a, a.BitLen()), p) }
-
-	var nodes [2]*node
-	var ports [2]*lab.Port
-	var controls [2]io.ReadWriteCloser
-	peers := [2]io.ReadWriteCloser{}
-	peers[0], peers[1] = net.Pipe()
-	for i := range nodes {
-		p, s, err := attach(string(rune('a'+i)), service, maxBuffer)
+	for i, redirect := range []string{"optimised", "relayed"} {
+		s, err := newMemoryServer(redirect == "optimised")
+		if s != nil {
+			servers = append(servers, s)
+		}
 		if err != nil {
 			return nil, err
 		}
-		defer s.Close()
-		ours, theirs := net.Pipe()
-		ports[i], controls[i] = p, ours
-		nodes[i] = &node{stack: s, service: newService(), control: theirs, peer: peers[i]}
+		w.address = s.cluster.Address(servicePort)
+		addr := netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 0, 0xc1 + byte(i), 15: 2})
+		remote := s.cluster.Client(addr)
+		w.hosts = append(w.hosts, &host{
+			name: "client " + addr.String(), redirect: redirect,
+			dial: func(ctx context.Context, _, address string) (net.Conn, error) {
+				return remote.Dial(ctx, address)
+			},
+			ready: func(context.Context) error { return nil },
+			handoff: func(ctx context.Context, from, to int) (*move, error) {
+				return handoff(ctx, s.nodes[from], addr, nodes[to])
+			},
+			resets: func() (int, error) { return 0, nil }, // the client is told
+		})
 	}
-	for i, n := range nodes {
-		n.wire = wire{
-			leave:   func() error { return nil }, // the filter keeps the packets, and then forwards them
-			enter:   func() error { to(service, ports[i]); return nil },
-			forward: nodes[1-i].stack.Inject,
-			grace:   time.Minute,
-		}
-	}
-	to(service, ports[0])
-	p, s, err := attach("client", clientAddr, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer s.Close()
-	to(clientAddr, p)
-
-	var wg sync.WaitGroup
-	defer wg.Wait() // the nodes end with their connections
-	defer func() {
-		for i := range nodes {
-			controls[i].Close()
-			peers[i].Close()
-		}
-	}()
-	for i, n := range nodes {
-		wg.Go(func() { n.serve(netip.AddrPortFrom(service, servicePort), i == 0) }) // errors go to control
-	}
-	c := &client{
-		o: o, base: url(service),
-		controls: [2]io.ReadWriter{controls[0], controls[1]},
-		resets:   func() int { return int(resets.Load()) },
-		dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-			c, err := s.DialContext(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			return c, nil
-		},
-	}
-	return c.run(ctx)
+	return w.run(ctx, o)
 }
 
-// isReset tells whether an IP packet without extensions is a TCP segment with
-// RST.
-func isReset(p []byte) bool {
-	const tcp, rst, flags = 6, 1 << 2, 13
-	switch {
-	case len(p) > 40+flags && p[0]>>4 == 6 && p[6] == tcp:
-		p = p[40:]
-	case len(p) > 20+flags && p[0]>>4 == 4 && p[9] == tcp && len(p) > int(p[0]&0xf)*4+flags:
-		p = p[int(p[0]&0xf)*4:]
-	default:
-		return false
+// memoryServer is a distributed server in this process.
+type memoryServer struct {
+	cluster *dstest.Cluster
+	nodes   []*ds.Node
+	end     context.CancelFunc
+	serving sync.WaitGroup
+}
+
+func newMemoryServer(optimise bool) (*memoryServer, error) {
+	s := &memoryServer{cluster: dstest.New(nodes[:]...)}
+	s.cluster.Optimise = optimise
+	var ctx context.Context
+	ctx, s.end = context.WithCancel(context.Background())
+	for _, name := range nodes {
+		node := s.cluster.Node(name)
+		node.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+		s.nodes = append(s.nodes, node)
+		up := make(chan error, 1)
+		app := &movable.Server{Logger: node.Logger, Buffers: buffers, Ready: func(string) { up <- nil }}
+		s.serving.Go(func() {
+			if err := app.ServeNode(ctx, node); err != nil {
+				up <- err
+			}
+		})
+		if err := <-up; err != nil {
+			return s, err
+		}
 	}
-	return p[flags]&rst != 0
+	return s, nil
+}
+
+// Close ends it.
+func (s *memoryServer) Close() error {
+	s.end()
+	s.serving.Wait()
+	var errs []error
+	for _, n := range s.nodes {
+		errs = append(errs, n.Close())
+	}
+	s.cluster.Close()
+	return errors.Join(errs...)
 }

@@ -406,6 +406,9 @@ func TestSmallParts(t *testing.T) {
 		sent := make(chan error, 1)
 		go func() {
 			for i := range 20_000 {
+				if i == 10_000 {
+					h.Release()
+				}
 				b := make([]byte, 7)
 				pattern(b, 200_000+7*i)
 				if _, err := s.Write(b); err != nil {
@@ -415,7 +418,6 @@ func TestSmallParts(t *testing.T) {
 			}
 			sent <- nil
 		}()
-		time.AfterFunc(20*time.Millisecond, func() { h.Release() })
 		mustReceive(t, c, 200_000, 140_000)
 		if err := result(t, "the writes", sent); err != nil {
 			t.Fatal(err)

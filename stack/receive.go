@@ -241,16 +241,27 @@ func isTCP(p []byte) bool {
 	return false
 }
 
-// chunkSize is what a packet is cut up into for the netstack, whose buffers have
-// sizes of powers of two, up to 64 KiB, and are zeroed before use: in one, a
-// packet of 33 KiB would cost as much as one of 64.
-const chunkSize = 32 << 10
+// The netstack's buffers have sizes of powers of two, up to 64 KiB, and are zeroed
+// before use.
+const (
+	// chunkSize is the size of the largest: in a single one, a packet of 33 KiB
+	// would cost as much as one of 64.
+	chunkSize = 32 << 10
+	// headerSize is that of the first, with the headers: the netstack copies the
+	// buffer in which it looks at them, since it has two owners by then.
+	headerSize = 128
+)
 
+// chunks copies a packet to the netstack's memory.
 func chunks(p []byte) (b buffer.Buffer) {
+	n := len(p)
+	if n > 2*headerSize {
+		n = headerSize
+	}
 	for len(p) > 0 {
-		n := min(len(p), chunkSize)
 		b.Append(buffer.NewViewWithData(p[:n]))
 		p = p[n:]
+		n = min(len(p), chunkSize)
 	}
 	return b
 }

@@ -617,7 +617,7 @@ func TestBindingsModel(t *testing.T) {
 		b.set(a, unbound)
 	}
 	b.set(clientAddr, bound)
-	if n := len(b.table.Load().slots); n > 4096 {
+	if n := len(b.table.Load().clients); n > 4096 {
 		t.Errorf("%d slots for at most 1000 clients", n)
 	}
 }

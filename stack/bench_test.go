@@ -30,14 +30,26 @@ func BenchmarkLossy(b *testing.B) {
 		for _, rack := range []bool{true, false} {
 			for _, cc := range []string{"cubic", "reno"} {
 				b.Run(fmt.Sprintf("%s/rack=%v/%s", path.name, rack, cc), func(b *testing.B) {
-					benchmarkLossy(b, path.Impair, rack, cc)
+					benchmarkLossy(b, path.Impair, rack, cc, 0)
 				})
 			}
 		}
 	}
 }
 
-func benchmarkLossy(b *testing.B, impair lab.Impair, rack bool, cc string) {
+// BenchmarkLossySuper is the same with super-packets, of which single segments
+// are lost. The segments that a super-packet has are chosen by it.
+func BenchmarkLossySuper(b *testing.B) {
+	for _, loss := range []float64{0, 0.0001, 0.001, 0.01} {
+		for _, segments := range []int{0, stack.SuperSegments, 24, stack.OffloadSegments} {
+			b.Run(fmt.Sprintf("loss=%v%%/segments=%d", 100*loss, segments), func(b *testing.B) {
+				benchmarkLossy(b, lab.Impair{Loss: loss}, false, "cubic", segments)
+			})
+		}
+	}
+}
+
+func benchmarkLossy(b *testing.B, impair lab.Impair, rack bool, cc string, segments int) {
 	const size = 8 << 20 // each time on a new connection, on the same seed's losses
 	var total time.Duration
 	var retransmits uint64
@@ -59,6 +71,7 @@ func benchmarkLossy(b *testing.B, impair lab.Impair, rack bool, cc string) {
 			}
 			if name == "server" {
 				p.SetImpair(impair, lab.Impair{Delay: 5 * time.Millisecond})
+				s.SetSuperSegments(segments)
 			}
 			return s
 		}

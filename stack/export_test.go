@@ -2,6 +2,11 @@ package stack
 
 import "slices"
 
+const (
+	SuperSegments   = superSegments
+	OffloadSegments = offloadSegments
+)
+
 // SetSuperSegments lets connections made from now on build packets of n
 // segments for the link to cut up, 0: none.
 func (s *Stack) SetSuperSegments(n int) {

@@ -164,6 +164,11 @@ func (s *Stack) StartHold(h *Hold, t Tuple) error {
 	}
 	h.displaced = others
 	f.enter(h)
+	if l.acks != nil {
+		h.mu.Lock()
+		l.acks.take(h.covers, func(p []byte) { h.out.push(p, f.limit) })
+		h.mu.Unlock()
+	}
 	return nil
 }
 
@@ -236,6 +241,12 @@ func (f *filter) remove(h *Hold) {
 	f.leave(h)
 }
 
+// covers tells whether h is about the connection of an outbound packet.
+func (h *Hold) covers(p []byte) bool {
+	fl, ok := outboundFlow(p)
+	return ok && (h.ofAll() || h.tuple == fl.tuple || h.ofClient() && h.tuple.Remote.Addr() == fl.tuple.Remote.Addr())
+}
+
 func (h *Hold) String() string {
 	switch {
 	case h.ofAll():
@@ -256,6 +267,9 @@ func (h *Hold) Flush() {
 }
 
 func (h *Hold) flushLocked() {
+	if h.link.acks != nil { // those are older
+		h.link.acks.take(h.covers, h.link.send)
+	}
 	for _, p := range h.out.take() {
 		h.link.send(p)
 	}

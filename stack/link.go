@@ -26,6 +26,7 @@ type link struct {
 	// superPacket is the size up to which the netstack builds packets of
 	// several segments, 0: none.
 	superPacket int
+	acks        *ackKeeper // nil: none
 
 	mu         sync.Mutex
 	dispatcher gstack.NetworkDispatcher  // set once, by CreateNIC
@@ -43,6 +44,9 @@ func newLink(dev tun.Device, clock tcpip.Clock, holdLimit int) *link {
 		clients: make(map[netip.Addr]*Hold),
 	}}
 	l.transmits.New = newTransmit
+	if _, simple := l.dev.(*simpleDevice); !simple {
+		l.acks = newAckKeeper(l)
+	}
 	return l
 }
 
@@ -115,6 +119,9 @@ func (l *link) stop() error {
 	l.stopped = true
 	if l.shim != nil {
 		l.shim.stop()
+	}
+	if l.acks != nil {
+		l.acks.stop()
 	}
 	err := l.dev.Close()
 	if l.reading != nil {

@@ -11,3 +11,10 @@ func TestMain(m *testing.M) {
 	probe.Main()
 	os.Exit(m.Run())
 }
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Error(err)
+	}
+}

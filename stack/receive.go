@@ -151,6 +151,9 @@ func (l *link) receive(batch []arrived, merger *coalescer) {
 		}
 	}
 	for _, a := range merger.merge(kept) {
+		if l.acks != nil && a.size == 0 {
+			l.acks.arrived(a.p)
+		}
 		l.deliver(a)
 	}
 	l.filter.deliver.RUnlock()

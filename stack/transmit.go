@@ -108,7 +108,11 @@ func (l *link) transmit(t *transmit, pkt *gstack.PacketBuffer) {
 	if n := l.dev.Queues(); n > 1 {
 		queue = int(pkt.Hash % uint32(n))
 	}
-	switch held := l.filter.holder(t.parts[0], outboundFlow) != nil; {
+	held := l.filter.holder(t.parts[0], outboundFlow) != nil
+	if l.acks != nil && !held && l.acks.leaves(t.parts[0], len(t.parts) > 1, segment) {
+		return
+	}
+	switch {
 	case segment && (held || w.via != nil || !l.dev.Offloads()):
 		l.transmitCut(t, queue, w, int(gso.MSS))
 		return

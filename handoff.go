@@ -22,6 +22,9 @@ const (
 	handshakeTime  = 5 * time.Second
 	firstHandshake = time.Millisecond
 	lastHandshake  = 50 * time.Millisecond
+
+	// maxTransfer is what a message has room for, in octets.
+	maxTransfer = api.MaxMessage - 1<<20
 )
 
 // handoff is one of a client, seen from the donor.
@@ -191,7 +194,7 @@ func (h *handoff) ask(ctx context.Context, want api.Kind, m *api.Message) (*api.
 	m.ID, m.Client = h.id, h.client
 	if err := h.session.Send(m); err != nil {
 		n.mu.Lock()
-		h.phase = open // it did not go out whole
+		h.want, h.phase = 0, open // it did not go out whole
 		delete(n.doubtful, h.client)
 		n.mu.Unlock()
 		return nil, fmt.Errorf("%w: %w", ErrDetached, err)
@@ -275,6 +278,9 @@ func (h *handoff) export(ctx context.Context) (err error) {
 
 // transfer has the target rebuild the connections, silent.
 func (h *handoff) transfer(ctx context.Context) error {
+	if n := h.report.Snapshot + h.report.State; n > maxTransfer {
+		return fmt.Errorf("%d octets of connections and state, more than the %d that can be sent at once", n, maxTransfer)
+	}
 	_, err := h.ask(ctx, api.Imported, &api.Message{
 		Kind: api.Transfer, Snapshot: h.snapshot, State: h.states, Connections: h.report.Connections,
 	})

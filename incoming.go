@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/migrate"
@@ -169,6 +170,31 @@ type arrival struct {
 	target *migrate.Target
 	states [][]byte
 	to     *HandoffListener
+	expire *time.Timer // once stranded
+}
+
+// strandTime is how long an arrival is kept whose daemon was lost.
+const strandTime = 30 * time.Second
+
+// strandLocked keeps an arrival whose daemon was lost. No word of a commit has
+// come, and none will; but there may have been one, so that the client's packets
+// come here until its donor has it back. To hold them for a while is better than
+// to answer them: with a reset.
+func (n *Node) strandLocked(a *arrival) {
+	n.stranded[a.client] = a
+	a.expire = time.AfterFunc(strandTime, func() { n.unstrand(a.client) })
+}
+
+// unstrand drops a stranded arrival, if there is one.
+func (n *Node) unstrand(client netip.Addr) {
+	n.mu.Lock()
+	a := n.stranded[client]
+	delete(n.stranded, client)
+	n.mu.Unlock()
+	if a != nil {
+		a.expire.Stop()
+		n.drop(a)
+	}
 }
 
 // offered rebuilds the connections that another node wants to hand off, silent.
@@ -201,6 +227,7 @@ func (n *Node) accept(m *api.Message) (*arrival, error) {
 		// had left.
 		n.answered(&api.Message{Kind: api.Done, ID: doubtful.id})
 	}
+	n.unstrand(m.Client) // it is elsewhere, or could not be offered
 	here, ok := n.clients.claim(m.Client)
 	switch {
 	case !ok:

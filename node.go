@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -82,6 +83,7 @@ type Node struct {
 	leaving   map[uint64]*handoff
 	doubtful  map[netip.Addr]*handoff // those of leaving that the daemon was lost over
 	arriving  map[uint64]*arrival
+	stranded  map[netip.Addr]*arrival // whose daemon was lost before it could decide
 }
 
 // Listen accepts TCP connections of clients from their beginning. network is
@@ -163,6 +165,7 @@ func (n *Node) start(ctx context.Context) (*stack.Stack, error) {
 	n.leaving = make(map[uint64]*handoff)
 	n.doubtful = make(map[netip.Addr]*handoff)
 	n.arriving = make(map[uint64]*arrival)
+	n.stranded = make(map[netip.Addr]*arrival)
 	n.stack, n.config, n.started = s, a.Config, true
 	n.session, n.announced = a.Session, accepts
 	n.wg.Go(func() { n.run(a.Session) })
@@ -197,11 +200,14 @@ func (n *Node) Close() error {
 	}
 	n.wg.Wait()
 	n.mu.Lock()
-	doubtful := n.doubtful
+	doubtful, stranded := n.doubtful, slices.Collect(maps.Keys(n.stranded))
 	n.doubtful = nil
 	n.mu.Unlock()
 	for _, h := range doubtful {
 		h.donor.Discard(nil, 0) // whoever has them now, they are not ours to reset
+	}
+	for _, client := range stranded {
+		n.unstrand(client)
 	}
 	return n.stack.Close()
 }

@@ -114,6 +114,9 @@ func (n *Node) detached(cause error) {
 	n.session = nil
 	closed, arriving := n.closed, n.arriving
 	n.arriving = make(map[uint64]*arrival)
+	for _, a := range arriving {
+		n.strandLocked(a)
+	}
 	for _, h := range n.leaving {
 		if h.phase == committed {
 			n.doubtful[h.client] = h
@@ -121,10 +124,6 @@ func (n *Node) detached(cause error) {
 		h.reply(answer{err: ErrDetached})
 	}
 	n.mu.Unlock()
-	// No word of a commit has come, and none will.
-	for _, a := range arriving {
-		n.drop(a)
-	}
 	if !closed {
 		n.logger().Warn("ds: the daemon is gone; connections live on", "error", cause)
 	}

@@ -36,7 +36,7 @@ func (c *Cluster) step(d *daemon, m *api.Message) (out []message) {
 		out = append(out, message{d, c.prepare(d, m)})
 	case api.Transfer:
 		h := c.find(d, m.ID)
-		if h == nil || h.to.session == nil {
+		if h == nil || h.done != nil {
 			out = append(out, message{d, &api.Message{Kind: api.Imported, ID: m.ID, Error: "the target is gone"}})
 			break
 		}
@@ -52,8 +52,14 @@ func (c *Cluster) step(d *daemon, m *api.Message) (out []message) {
 		}
 	case api.Commit:
 		h := c.find(d, m.ID)
-		if h == nil || h.offered == 0 || h.to.session == nil {
-			out = append(out, message{d, &api.Message{Kind: api.Done, ID: m.ID, Error: "the target is gone"}})
+		if h == nil {
+			c.lastID++
+			h = &handoff{client: m.Client, from: d, id: m.ID}
+			c.handoffs[c.lastID] = h
+			h.done = &api.Message{Kind: api.Done, ID: m.ID, Error: "it was not prepared"}
+		}
+		if h.done != nil {
+			out = append(out, message{d, h.done})
 			break
 		}
 		h.committed = true
@@ -88,11 +94,7 @@ func (c *Cluster) decide(h *handoff, failure string) []message {
 			cl.dev.bind(h.to.careOf)
 		}
 	}
-	if h.from.session == nil {
-		h.done = done // for when it is back
-		return nil
-	}
-	c.forget(h)
+	h.done = done // also for when it is back, if it is away or does not get it
 	return []message{{h.from, done}}
 }
 
@@ -110,7 +112,6 @@ func (c *Cluster) resolve(d *daemon, hello *api.Message) (out []message) {
 			c.forget(h)
 		case h.from == d && h.done != nil:
 			out = append(out, message{d, h.done})
-			c.forget(h)
 		case h.to == d && h.committed && h.done == nil:
 			failure := ""
 			if hello.HasTUN && !slices.Contains(hello.Resume, h.client) {
@@ -136,6 +137,11 @@ func (c *Cluster) prepare(d *daemon, m *api.Message) *api.Message {
 		return refuse("no application at %s accepts handoffs", m.To)
 	case c.owners[m.Client] != d.name:
 		return refuse("%s is not a client of %s", m.Client, d.name)
+	}
+	for _, h := range c.handoffs {
+		if h.from == d && h.client == m.Client {
+			c.forget(h) // it knows how that one ended
+		}
 	}
 	h := &handoff{client: m.Client, from: d, to: to, id: m.ID}
 	c.lastID++
@@ -170,18 +176,14 @@ func (c *Cluster) detached(d *daemon) (out []message) {
 			continue
 		}
 		seen[h] = true
+		// Perhaps the donor has sent a commit that never came, or will.
+		h.done = &api.Message{Kind: api.Done, ID: h.id, Error: "the handoff had ended before it was committed"}
 		switch {
+		case h.offered == 0:
 		case h.from == d:
-			if h.offered != 0 {
-				out = append(out, message{h.to, &api.Message{Kind: api.Forget, ID: h.offered}})
-			}
-			// Perhaps it sent a commit that never came.
-			h.done = &api.Message{Kind: api.Done, ID: h.id, Error: "there was no commit"}
-		case h.offered != 0:
-			out = append(out, message{h.from, &api.Message{Kind: api.Imported, ID: h.id, Error: "the target is gone"}})
-			fallthrough
+			out = append(out, message{h.to, &api.Message{Kind: api.Forget, ID: h.offered}})
 		default:
-			c.forget(h)
+			out = append(out, message{h.from, &api.Message{Kind: api.Imported, ID: h.id, Error: "the target is gone"}})
 		}
 	}
 	return out

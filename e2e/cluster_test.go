@@ -214,13 +214,25 @@ func (c *cluster) end() {
 		}
 	}
 	if keep := os.Getenv("DS_E2E_KEEP"); keep != "" {
-		to := filepath.Join(keep, c.t.Name())
-		if err := os.CopyFS(to, os.DirFS(c.dir)); err != nil {
-			c.t.Log(err) // sockets are not copied
-		}
-		c.t.Logf("kept in %s", to)
+		c.keep(filepath.Join(keep, c.t.Name()))
 	}
 	os.RemoveAll(c.dir)
+}
+
+// keep copies the files of the test, for people to look at.
+func (c *cluster) keep(to string) {
+	err := os.MkdirAll(to, 0o755)
+	files, _ := os.ReadDir(c.dir)
+	for _, f := range files {
+		if f.Type().IsRegular() {
+			b, errRead := os.ReadFile(filepath.Join(c.dir, f.Name()))
+			err = errors.Join(err, errRead, os.WriteFile(filepath.Join(to, f.Name()), b, 0o644))
+		}
+	}
+	if err != nil {
+		c.t.Log(err)
+	}
+	c.t.Logf("kept in %s", to)
 }
 
 // tail is the end of a text.

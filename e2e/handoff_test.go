@@ -33,18 +33,20 @@ func sessions(t *testing.T, homeLink, optimised bool) {
 	store.expect("SET k v", "OK")
 	store.expect("INCR n", "1")
 	c.mode(d, cl, mode)
+	beat := cl.pulse(server)
 	handoffs := 0
 	for i := range 6 {
 		to := c.nodes[(i+1)%3]
 		h := c.handoff(d, cl, to)
 		handoffs++
-		if h.Mode != mode || h.Connections != 2 {
+		if h.Mode != mode || h.Connections != 3 {
 			t.Errorf("handoff of %d connections, %s", h.Connections, h.Mode)
 		}
 		lines.expect("again", fmt.Sprintf("%d %s again", i+2, to.Name()))
 		store.expect("INCR n", fmt.Sprint(i+2))
 		store.expect("GET k", "v")
 	}
+	t.Logf("in %d handoffs, one after the other, a line takes %v at most", handoffs, beat.end(c))
 	lines.bye()
 	store.bye()
 	k.check(server, watch.Limits{Handoffs: 2*handoffs + 1, Again: fewAgain})

@@ -3,17 +3,20 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/distributed-servers/ds/internal/demo/pattern"
 	"github.com/distributed-servers/ds/internal/netns/topology"
@@ -68,6 +71,59 @@ func (cl *client) connections(want int) {
 		}
 		return got[established] == want, errors.Join(err, fmt.Errorf("it has these, by state: %v", got))
 	})
+}
+
+// pulse is a connection to the line server on which there is always one line
+// under way.
+type pulse struct {
+	*job
+	stop    chan struct{}
+	longest atomic.Int64 // time that a line has taken, in nanoseconds
+}
+
+// pulse begins one, and waits for the first answer. Every answer must have the number that it should.
+func (cl *client) pulse(server netip.Addr) *pulse {
+	p := &pulse{stop: make(chan struct{})}
+	p.job = cl.background(func(*job) error {
+		conn, err := cl.Dial("tcp", net.JoinHostPort(server.String(), fmt.Sprint(portLine)))
+		if err != nil {
+			return fmt.Errorf("%s: pulse: %w", cl.Name(), err)
+		}
+		defer conn.Close()
+		defer context.AfterFunc(cl.cluster.ctx, func() { conn.Close() })()
+		r := bufio.NewReader(conn)
+		for i := 1; ; i++ {
+			select {
+			case <-p.stop:
+				return nil
+			default:
+			}
+			begun := time.Now()
+			_, err := io.WriteString(conn, "beat\n")
+			var line string
+			if err == nil {
+				line, err = r.ReadString('\n')
+			}
+			if err != nil {
+				return fmt.Errorf("%s: pulse, beat %d: %w", cl.Name(), i, err)
+			}
+			if !strings.HasPrefix(line, fmt.Sprintf("%d ", i)) {
+				return fmt.Errorf("%s: pulse, beat %d: the answer is %q", cl.Name(), i, line)
+			}
+			p.longest.Store(max(p.longest.Load(), int64(time.Since(begun))))
+		}
+	})
+	cl.cluster.eventually(cl.Name()+" has a pulse", func(context.Context) (bool, error) { return p.longest.Load() > 0, nil })
+	p.longest.Store(1)
+	return p
+}
+
+// end ends it and says how long a line has taken at most.
+func (p *pulse) end(c *cluster) time.Duration {
+	c.t.Helper()
+	close(p.stop)
+	c.wait(p.job)
+	return time.Duration(p.longest.Load())
 }
 
 // background does f in a goroutine of its own.

@@ -27,10 +27,6 @@ type Flow struct {
 	TimestampsBack  int      // packets with new data whose clock was behind
 	FirstAt, LastAt time.Time
 
-	// Silence is the longest time without a packet, between the first and the
-	// last one.
-	Silence time.Duration
-
 	begun  bool
 	next   uint32 // the end of what was sent
 	tsHigh uint32
@@ -88,9 +84,6 @@ func (f Flows) Add(p Packet) {
 }
 
 func (f *Flow) add(p Packet) {
-	if f.Packets > 0 {
-		f.Silence = max(f.Silence, p.At.Sub(f.LastAt))
-	}
 	f.Packets++
 	f.LastAt = p.At
 	if p.Flags&RST != 0 {

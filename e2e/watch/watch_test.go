@@ -186,7 +186,4 @@ func TestSendersAreToldApart(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if silence := f.Of(server.Addr())[0].Silence; silence != time.Second {
-		t.Errorf("silence of %v", silence)
-	}
 }

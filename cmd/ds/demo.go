@@ -180,7 +180,7 @@ func demoTable(w io.Writer, r *demo.Result) error {
 	row("handoffs", "", func(c *demo.Client) string {
 		return fmt.Sprintf("%d of %d, %d of them optimised", c.Handoffs, c.Asked, c.Optimised)
 	})
-	row("client's longest silence", unit, func(c *demo.Client) string { return ms(c.Gap) },
+	row("client's longest silence", unit, func(c *demo.Client) string { return ms(c.Gap) + fmt.Sprintf(" (of %d)", c.Seen) },
 		fmt.Sprint(tour.Report2009), fmt.Sprint(tour.Before2009))
 	row("while nothing moves", unit, func(c *demo.Client) string { return ms(c.Otherwise) })
 	row("frozen", unit, func(c *demo.Client) string { return ms(c.Frozen) })

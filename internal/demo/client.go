@@ -24,7 +24,7 @@ type client struct {
 	base     string // URL
 	http     *http.Client
 	handoffs int // asked for
-	size     int64
+	sizes    sizes
 
 	gate     atomic.Pointer[gate] // nil while it warms up
 	resetsAt int                  // before the transfers
@@ -36,6 +36,7 @@ type client struct {
 // body is about a transfer.
 type body struct {
 	err     error
+	took    time.Duration
 	arrived int64
 	wrong   int64
 	sent    string // SHA-256
@@ -68,19 +69,13 @@ func (c *client) warmUp(ctx context.Context, o *Options) error {
 	if o.Size > 0 {
 		size = min(size, o.Size)
 	}
-	begin := time.Now()
-	if err := c.bodies(ctx, size); err != nil {
+	if err := c.bodies(ctx, sizes{size, size}); err != nil {
 		return err
 	}
-	took := time.Since(begin)
 	if b := []body{c.down, c.up}; b[0].wrong+b[1].wrong != 0 {
 		return fmt.Errorf("%s: %d octets are wrong before anything has moved", c.name, b[0].wrong+b[1].wrong)
 	}
-	if c.size = o.Size; c.size == 0 {
-		const unit = 1 << 20
-		fits := int64(float64(size)*float64(o.Duration)/float64(took)) / unit * unit
-		c.size = max(min(fits, largest), smallest, (o.leastSize()+unit-1)/unit*unit)
-	}
+	c.sizes = sizes{o.fit(size, c.down.took), o.fit(size, c.up.took)}
 	if err := c.ready(ctx); err != nil {
 		return err
 	}
@@ -89,12 +84,23 @@ func (c *client) warmUp(ctx context.Context, o *Options) error {
 	return err
 }
 
+// fit is the size of a body: the one that was asked for, or what fits in the time
+// when a size took so long.
+func (o *Options) fit(size int64, took time.Duration) int64 {
+	if o.Size > 0 {
+		return o.Size
+	}
+	const unit = 1 << 20
+	fits := int64(float64(size)*float64(o.Duration)/float64(max(took, 1))) / unit * unit
+	return max(min(fits, largest), smallest, (o.leastSize()+unit-1)/unit*unit)
+}
+
 // transfer downloads and uploads, and is handed from node to node.
 func (c *client) transfer(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	c.arrivals = nil
-	g := newGate(c.size, c.handoffs)
+	g := newGate(c.sizes, c.handoffs)
 	c.gate.Store(g)
 	defer context.AfterFunc(ctx, func() { g.fail(context.Cause(ctx)) })()
 	done := make(chan error, 1)
@@ -105,7 +111,7 @@ func (c *client) transfer(ctx context.Context) error {
 		}
 		done <- err
 	}()
-	err := c.bodies(ctx, c.size)
+	err := c.bodies(ctx, c.sizes)
 	g.fail(err)
 	return cmp.Or(<-done, err)
 }
@@ -128,19 +134,22 @@ func (c *client) goRound(ctx context.Context, g *gate) error {
 }
 
 // bodies downloads and uploads so many octets.
-func (c *client) bodies(ctx context.Context, size int64) error {
+func (c *client) bodies(ctx context.Context, size sizes) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan struct{})
+	begin := time.Now()
 	go func() {
 		defer close(done)
-		if c.up = c.upload(ctx, size); c.up.err != nil {
+		if c.up = c.upload(ctx, size.up); c.up.err != nil {
 			cancel()
 		}
+		c.up.took = time.Since(begin)
 	}()
-	if c.down = c.download(ctx, size); c.down.err != nil {
+	if c.down = c.download(ctx, size.down); c.down.err != nil {
 		cancel()
 	}
+	c.down.took = time.Since(begin)
 	<-done
 	for _, b := range []body{c.down, c.up} {
 		if b.err != nil && !errors.Is(b.err, context.Canceled) {
@@ -179,13 +188,13 @@ func (c *client) addProgress(p *Progress) {
 	if g := c.gate.Load(); g != nil {
 		octets, handoffs := g.progress()
 		p.Bytes += octets
-		p.Total += 2 * g.size
+		p.Total += g.sizes.down + g.sizes.up
 		p.Handoffs += handoffs
 	}
 }
 
 // downloaded tells of octets of the download. It waits while the handoffs are
-// behind.
+// behind, and tells whether it did.
 func (c *client) downloaded(n int) (waited bool) {
 	g := c.gate.Load()
 	return g != nil && g.downloaded(n)
@@ -217,14 +226,15 @@ func (c *client) download(ctx context.Context, size int64) (b body) {
 		n, err := resp.Body.Read(buf)
 		now := monotonic()
 		if n > 0 {
-			c.arrivals = append(c.arrivals, arrival{last, now})
+			c.arrivals = append(c.arrivals, arrival{from: last, to: now})
 			last = now
 			pattern.Fill(want[:n], check.Offset)
 			sent.Write(want[:n])
 			got.Write(buf[:n])
 			check.Write(buf[:n])
 			if c.downloaded(n) {
-				last = monotonic() // it was us who did not read
+				last = monotonic()
+				c.arrivals = append(c.arrivals, arrival{now, last, true})
 			}
 		}
 		if err != nil {
@@ -292,16 +302,23 @@ func (s *source) Read(p []byte) (int, error) {
 // arrivals are in order of time.
 type arrivals []arrival
 
-// arrival is the time without data before some arrived.
-type arrival struct{ from, to int64 }
+// arrival is the time without data before some arrived, or one in which the
+// client did not read.
+type arrival struct {
+	from, to int64
+	paused   bool
+}
 
 // silence is the longest time without data that overlaps a span; ok is false
-// if the download was over, or not begun.
+// if the client did not read all the time, or the download was over, or not begun.
 func (as arrivals) silence(from, to int64) (longest int64, ok bool) {
 	first, _ := slices.BinarySearchFunc(as, from, func(a arrival, t int64) int { return cmp.Compare(a.to, t) })
 	for _, a := range as[first:] {
 		if a.from > to {
 			break
+		}
+		if a.paused {
+			return 0, false
 		}
 		longest, ok = max(longest, a.to-a.from), true
 	}

@@ -3,11 +3,14 @@ package demo
 import "sync"
 
 // gate keeps a client's two bodies and its handoffs in step: the i-th handoff is
-// asked for when the download passes the i-th of equal steps, none of both bodies
-// runs away from the other, and neither from the handoffs. So all handoffs happen
-// in the middle of both bodies, however fast these are.
+// asked for when the download passes the i-th of equal steps, the download does
+// not run away from the handoffs, nor the upload from the download. So all
+// handoffs happen in the middle of both bodies, however fast these are.
+//
+// The download does not wait for the upload: a client that does not read sees no
+// gaps.
 type gate struct {
-	size  int64 // of each body
+	sizes sizes
 	steps int64 // one more than handoffs
 
 	mu       sync.Mutex
@@ -18,14 +21,19 @@ type gate struct {
 	err      error // the first
 }
 
-func newGate(size int64, handoffs int) *gate {
-	g := &gate{size: size, steps: int64(handoffs + 1)}
+// sizes are those of the bodies, in octets.
+type sizes struct{ down, up int64 }
+
+func newGate(s sizes, handoffs int) *gate {
+	g := &gate{sizes: s, steps: int64(handoffs + 1)}
 	g.change.L = &g.mu
 	return g
 }
 
-// step is the step that octets have reached.
-func (g *gate) step(octets int64) int { return int(octets * g.steps / g.size) }
+// reached is the step that both bodies have reached. mu is held.
+func (g *gate) reached() (down, up int) {
+	return int(g.down * g.steps / g.sizes.down), int(g.up * g.steps / g.sizes.up)
+}
 
 // pass waits until ok, and tells whether it had to. mu is held.
 func (g *gate) pass(ok func() bool) (waited bool) {
@@ -42,11 +50,12 @@ func (g *gate) downloaded(n int) (waited bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.down += int64(n)
-	step := min(g.step(g.down), int(g.steps)-1)
+	step, _ := g.reached()
+	step = min(step, int(g.steps)-1)
 	g.asked = max(g.asked, step)
 	g.change.Broadcast()
 	// One handoff may be under way while data flow, not two.
-	return g.pass(func() bool { return g.done >= step-1 && g.step(g.up) >= step-2 })
+	return g.pass(func() bool { return g.done >= step-1 })
 }
 
 // uploading tells that octets of the upload are about to be sent. It waits while
@@ -56,7 +65,7 @@ func (g *gate) uploading(n int) error {
 	defer g.mu.Unlock()
 	g.up += int64(n)
 	g.change.Broadcast()
-	g.pass(func() bool { return g.step(g.up) <= g.step(g.down)+2 })
+	g.pass(func() bool { down, up := g.reached(); return up <= down+1 })
 	return g.err
 }
 

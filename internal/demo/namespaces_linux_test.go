@@ -63,7 +63,7 @@ func TestNamespaces(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(o.Programs, "sh"), []byte("#!/bin/sh\necho this is why\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	o = Options{Programs: o.Programs, App: []string{"sh"}, Inside: o.Inside, Size: 1 << 20, Handoffs: 2}
+	o = Options{Programs: o.Programs, App: []string{"sh"}, Inside: o.Inside, Size: 256 << 10, Handoffs: 2}
 	if res := check(t, o); res.Mode != Memory || !strings.Contains(res.Why, "no daemons in namespaces") || strings.Contains(res.Why, "\n") {
 		t.Errorf("mode %s because of %q", res.Mode, res.Why)
 	}

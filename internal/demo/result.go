@@ -42,8 +42,10 @@ type Client struct {
 	Resets int  `json:"resets"`
 
 	// Gap is what the client sees: for each handoff, the longest time between
-	// two arrivals of data that overlaps it.
-	Gap Quantiles `json:"gap_ms"`
+	// two arrivals of data that overlaps it. Only those count in which the client
+	// was reading all the time; Seen is how many.
+	Gap  Quantiles `json:"gap_ms"`
+	Seen int       `json:"gaps_seen"`
 	// Otherwise is the same for times as long in which nothing moves: what the
 	// machine's scheduling alone does.
 	Otherwise Quantiles `json:"otherwise_ms"`

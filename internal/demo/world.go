@@ -90,7 +90,7 @@ func (c *Client) measure(moves []*move, arrivals arrivals) {
 			otherwise = append(otherwise, float64(gap)/ms)
 		}
 	}
-	c.Handoffs = len(moves)
+	c.Handoffs, c.Seen = len(moves), len(c.gaps)
 	c.Gap, c.Otherwise, c.Frozen, c.Carried = quantiles(c.gaps), quantiles(otherwise), quantiles(frozen), quantiles(carried)
 	if len(moves) > 0 {
 		for _, s := range moves[0].Stages { // all of them, in order

@@ -91,8 +91,8 @@ func (o *Options) fit(size int64, took time.Duration) int64 {
 		return o.Size
 	}
 	const unit = 1 << 20
-	fits := int64(float64(size)*float64(o.Duration)/float64(max(took, 1))) / unit * unit
-	return max(min(fits, largest), smallest, (o.leastSize()+unit-1)/unit*unit)
+	fits := min(float64(size)*float64(o.Duration)/float64(max(took, 1)), largest)
+	return max(int64(fits)/unit*unit, smallest, (o.leastSize()+unit-1)/unit*unit)
 }
 
 // transfer downloads and uploads, and is handed from node to node.

@@ -143,7 +143,7 @@ func TestApplicationFaults(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t, nil, "a", "b")
-			w.nodes["a"].Patience = 50 * time.Millisecond // the handoff below is the first to look at it
+			w.nodes["a"].Patience = time.Second // the handoff below is the first to look at it
 			s := w.dial(client1)
 			s.ping(t)
 			_, err := w.nodes["a"].Handoff(context.Background(), client1, "b", tt.state)

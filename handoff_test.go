@@ -24,7 +24,9 @@ func TestStreams(t *testing.T) {
 			w := newWorld(t, func(c *dstest.Cluster) { c.Optimise = mode == "optimised" }, "a", "b", "c")
 			var streams []*stream
 			for range 3 {
-				streams = append(streams, w.dial(client1).run())
+				s := w.dial(client1)
+				s.ping(t) // it is accepted: it has a state
+				streams = append(streams, s.run())
 			}
 			at := "a"
 			for i := range handoffs {

@@ -2,6 +2,7 @@ package dstest
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -47,6 +48,7 @@ type Cluster struct {
 	changed  chan struct{} // closed when owners changes
 	clients  map[netip.Addr]*Client
 	handoffs map[uint64]*handoff
+	ends     map[end]struct{}
 	lastID   uint64
 }
 
@@ -60,6 +62,7 @@ func New(names ...string) *Cluster {
 		changed:  make(chan struct{}),
 		clients:  make(map[netip.Addr]*Client),
 		handoffs: make(map[uint64]*handoff),
+		ends:     make(map[end]struct{}),
 	}
 	c.port = c.net.Attach("contact", mtu)
 	c.port.Handle(c.relay)
@@ -205,21 +208,39 @@ func (c *Cluster) relay(b []byte) {
 	c.port.Write(inner)
 }
 
-// inspect looks at a packet that a node sends to a client.
+// end is where a node's stream to a client's port ends.
+type end struct {
+	client netip.Addr
+	port   uint16
+	seq    uint32 // behind the FIN
+}
+
+// inspect looks at a packet that a node sends to a client. A reset that answers an
+// acknowledgement of the FIN is no fault: the node has nothing left of the
+// connection then, and the client only waits for its time to be over.
 func (c *Cluster) inspect(from netip.Addr, b []byte) {
-	const flags, rst = 13, 4
+	const fin, rst, ack = 0x01, 0x04, 0x10 // RFC 9293 section 3.1
 	p, err := wire.ParsePacket(b)
-	if err != nil || p.Protocol != wire.TCP || len(p.Payload) <= flags {
+	if err != nil || p.Protocol != wire.TCP || len(p.Payload) < 20 {
 		return
 	}
-	client := p.Destination()
+	client, t := p.Destination(), p.Payload
+	flags := t[13]
+	e := end{client, binary.BigEndian.Uint16(t[2:]), binary.BigEndian.Uint32(t[4:])}
+	if flags&fin != 0 {
+		e.seq += uint32(len(t)-int(t[12]>>4)*4) + 1
+	}
 	c.mu.Lock()
 	owner := c.daemons[c.owners[client]]
+	if flags&fin != 0 {
+		c.ends[e] = struct{}{}
+	}
+	_, over := c.ends[e]
 	c.mu.Unlock()
 	if owner != nil && owner.careOf != from {
 		c.seen.fault(fmt.Sprintf("%s is owned by %s, and %s sends to it", client, owner.name, from))
 	}
-	if p.Payload[flags]&rst != 0 {
+	if flags&rst != 0 && (flags&ack != 0 || !over) {
 		c.seen.fault(fmt.Sprintf("%s gets a reset from %s", client, from))
 	}
 }

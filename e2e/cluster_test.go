@@ -47,6 +47,7 @@ type cluster struct {
 	homeAgent *topology.Process
 	running   []*topology.Process // all that ever ran, for their logs
 	jobs      []*job
+	files     map[int64][]byte // SHA-256 of files with so many octets
 }
 
 // client is a host with a client's programs.
@@ -102,7 +103,7 @@ func end(h *topology.Host, name string, p netip.Prefix, id string) topology.End 
 func start(t *testing.T, s setup) *cluster {
 	t.Helper()
 	s.clients, s.servers = max(s.clients, 1), max(s.servers, 1)
-	c := &cluster{t: t}
+	c := &cluster{t: t, files: make(map[int64][]byte)}
 	var err error
 	c.Net, err = topology.New()
 	c.ok(err)
@@ -224,7 +225,7 @@ func (c *cluster) keep(to string) {
 	err := os.MkdirAll(to, 0o755)
 	files, _ := os.ReadDir(c.dir)
 	for _, f := range files {
-		if f.Type().IsRegular() {
+		if f.Type().IsRegular() && filepath.Ext(f.Name()) != ".octets" {
 			b, errRead := os.ReadFile(filepath.Join(c.dir, f.Name()))
 			err = errors.Join(err, errRead, os.WriteFile(filepath.Join(to, f.Name()), b, 0o644))
 		}

@@ -62,6 +62,7 @@ func (c *cluster) everyday(d *server, octets int64, rate int) *everyday {
 		if to := c.nodes[i%3]; to != c.nodes[0] {
 			c.handoff(d, cl, to)
 		}
+		c.pattern(octets) // now, so that both begin at once
 		e.jobs = append(e.jobs, cl.download(server, octets, rate), cl.upload(server, octets, rate))
 		cl.connections(3)
 	}

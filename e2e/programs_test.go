@@ -174,28 +174,36 @@ func (cl *client) download(server netip.Addr, octets int64, rate int) *job {
 // upload has curl send octets of the pattern, at most rate octets a second, and
 // looks at what the server has counted.
 func (cl *client) upload(server netip.Addr, octets int64, rate int) *job {
+	c := cl.cluster
+	c.t.Helper()
+	name, sum := c.pattern(octets)
 	return cl.background(func(*job) error {
-		name := filepath.Join(cl.cluster.dir, fmt.Sprintf("upload-%s-%d", cl.Name(), octets))
-		f, err := os.Create(name)
-		if err != nil {
-			return err
-		}
-		defer os.Remove(name)
-		defer f.Close()
-		digest := sha256.New()
-		if _, err := io.Copy(io.MultiWriter(f, digest), &pattern.Reader{End: octets}); err != nil {
-			return err
-		}
-		out, err := cl.Command(cl.cluster.ctx, "curl", "-gsS", "--limit-rate", fmt.Sprint(rate), "-T", name,
-			url(server, "/upload")).Output()
+		out, err := cl.Command(c.ctx, "curl", "-gsS", "--limit-rate", fmt.Sprint(rate), "-T", name, url(server, "/upload")).Output()
 		if err != nil {
 			return fmt.Errorf("%s: upload: %w", cl.Name(), err)
 		}
-		if want := fmt.Sprintf("%d octets, 0 wrong, sha256 %x\n", octets, digest.Sum(nil)); string(out) != want {
+		if want := fmt.Sprintf("%d octets, 0 wrong, sha256 %x\n", octets, sum); string(out) != want {
 			return fmt.Errorf("%s: upload: the server says %q instead of %q", cl.Name(), out, want)
 		}
 		return nil
 	})
+}
+
+// pattern is a file with octets of the pattern, and its SHA-256.
+func (c *cluster) pattern(octets int64) (name string, sum []byte) {
+	c.t.Helper()
+	name = filepath.Join(c.dir, fmt.Sprintf("%d.octets", octets))
+	if f := c.files[octets]; f != nil {
+		return name, f
+	}
+	f, err := os.Create(name)
+	c.ok(err)
+	defer f.Close()
+	digest := sha256.New()
+	_, err = io.Copy(io.MultiWriter(f, digest), &pattern.Reader{End: octets})
+	c.ok(err)
+	c.files[octets] = digest.Sum(nil)
+	return name, c.files[octets]
 }
 
 // parallel has curl get octets of the pattern count times, all at once.

@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -188,7 +191,41 @@ func (l *Link) pair(a, b End) error {
 			return fmt.Errorf("%s of %s: %w", e.Name, e.Host.name, err)
 		}
 	}
+	for _, e := range []End{a, b} {
+		if err := e.Host.Do(func() error { return awaitUp(e.Name) }); err != nil {
+			return fmt.Errorf("%s of %s: %w", e.Name, e.Host.name, err)
+		}
+	}
 	return nil
+}
+
+// upWithin is more than the kernel needs to take notice that a link is up.
+const upWithin = 10 * time.Second
+
+// awaitUp waits until an interface of the thread's namespace has its link-local
+// address, unless it is to have none: the kernel configures IPv6 a little after
+// the other end has come up.
+func awaitUp(name string) error {
+	b, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + name + "/disable_ipv6")
+	if err != nil || string(b) != "0\n" {
+		return err
+	}
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(upWithin); ; time.Sleep(time.Millisecond) {
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_V6)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return err
+		}
+		if slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() }) {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("no link-local address after %v", upWithin)
+		}
+	}
 }
 
 func (e End) configure() error {

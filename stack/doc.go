@@ -24,6 +24,11 @@
 // whatever way they take outside, and puts what the netstack sends on that way.
 // So holds keep packets that mean the same on every node. See [Mobile].
 //
+// On a [tun.OffloadDevice] packets are super-packets of up to 64 KiB, both ways,
+// and a TCP checksum is computed or checked only where nobody else does. Filter
+// and shim take them as they are; a hold keeps, and Forward hands out, packets as
+// they are on a wire. Each queue of the device has a reader.
+//
 // A [Conn] stands between the application and its endpoint. Calls pass a gate;
 // Suspend closes the gate, so that calls wait (their deadlines still count)
 // while the endpoint is taken apart. Resume opens it again; Detach makes every

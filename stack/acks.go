@@ -46,7 +46,7 @@ const (
 	ackSlots = 256
 	// ackDelay is long for an application to answer, and short for a peer that
 	// waits for the acknowledgement to send more (Nagle's algorithm).
-	ackDelay = time.Millisecond
+	ackDelay = 5 * time.Millisecond
 	// smallSize is the payload of a segment that may be a request.
 	smallSize = 1000
 )

@@ -133,7 +133,7 @@ func TestAckAlone(t *testing.T) {
 	if n := w.acks(); n != 0 {
 		t.Fatalf("%d acknowledgements at once", n)
 	}
-	w.clock.Advance(time.Millisecond)
+	w.clock.Advance(5 * time.Millisecond)
 	w.await(t, "the timer", func() bool { return w.acks() == 1 })
 
 	w.ask(t, c, s, 64, 64)

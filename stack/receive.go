@@ -2,6 +2,7 @@ package stack
 
 import (
 	"encoding/binary"
+	"runtime"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -74,7 +75,13 @@ func (r *reader) run() {
 		if err := r.read(); err != nil {
 			return
 		}
+		small := len(r.batch) == 1 && len(r.batch[0].p) < trainSize
 		r.link.arrive(r.batch, &r.merger)
+		if small {
+			// A request may be answered before we look for the next one, which
+			// then is there: else we would look in vain and have to be woken.
+			runtime.Gosched()
+		}
 	}
 }
 

@@ -75,6 +75,7 @@ func (k *capture) dissect() {
 	cmd := exec.CommandContext(c.ctx, "tshark", "-n", "-r", k.file.Name(),
 		"--disable-protocol", "http", "--disable-protocol", "resp", "--disable-protocol", "tls", "--disable-protocol", "data",
 		"-Y", "_ws.malformed or _ws.expert.severity == error")
+	cmd.Env = append(os.Environ(), "HOME="+c.dir) // no preferences of whoever runs this
 	out, err := cmd.Output()
 	if err != nil {
 		stderr := ""

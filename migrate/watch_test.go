@@ -122,8 +122,11 @@ func (w *watcher) see(p []byte, client bool) {
 	}
 	key := flowKey{version, h.SourcePort(), h.DestinationPort()}
 	f := w.flows[key]
-	if h.Flags().Contains(header.TCPFlagRst) && (f == nil || !f.over()) {
-		w.resets = append(w.resets, fmt.Sprintf("by the service: port %d to %d", h.SourcePort(), h.DestinationPort()))
+	if h.Flags().Contains(header.TCPFlagRst) {
+		if f == nil || !f.over() {
+			w.resets = append(w.resets, fmt.Sprintf("by the service: port %d to %d", h.SourcePort(), h.DestinationPort()))
+		}
+		return // it promises nothing
 	}
 	if h.Flags().Contains(header.TCPFlagSyn) {
 		o := header.ParseSynOptions(h.Options(), true)

@@ -8,7 +8,7 @@ PREFIX         ?= /usr
 
 export GO
 
-.PHONY: build help demo e2e check bench fuzz man install
+.PHONY: build help demo e2e check bench model fuzz man install
 
 build: ## build the commands into ./bin
 	@mkdir -p bin
@@ -29,6 +29,9 @@ check: build ## everything CI checks: format, vet, staticcheck, vulnerabilities,
 bench: build ## run the benchmarks of every package (BENCH=regexp), then time migrations
 	$(GO) test -run='^$$' -bench='$(BENCH)' -benchmem ./...
 	./bin/ds bench migrate
+
+model: ## check the model of the handoff (docs/model) and its mutations, with spin
+	@sh internal/tools/model.sh
 
 fuzz: ## fuzz every target of every package, FUZZTIME each (default 60s)
 	@FUZZTIME='$(FUZZTIME)' sh internal/tools/fuzz.sh

@@ -53,6 +53,9 @@ done
 step "tests, race detector on"
 "$GO" test -race -count=1 -timeout 15m ./...
 
+step "model of the handoff"
+sh "$here/model.sh"
+
 step "every fuzz target, ${FUZZTIME:=5s} each"
 FUZZTIME=$FUZZTIME sh "$here/fuzz.sh"
 

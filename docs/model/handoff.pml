@@ -1,0 +1,736 @@
+/*
+ * The protocol of a handoff: applications and members (package daemon/member),
+ * their sessions (package daemon/api) and the connections between members, with
+ * everything that can happen to them. One client, N nodes, up to H handoffs.
+ *
+ *   donor's application  donor's member   target's member  target's application
+ *         live               │                │                   nothing
+ *          │ Prepare         │ Prepare        │
+ *          ├────────────────►├───────────────►│ ready
+ *          │        Prepared │       Prepared │
+ *        frozen ◄────────────┤◄───────────────┤
+ *          │ Transfer        │ Transfer       │ Offer
+ *          ├────────────────►├───────────────►├─────────────────► arriving
+ *          │        Imported │       Imported │          Accepted    │
+ *          │◄────────────────┤◄───────────────┤◄─────────────────────┤
+ *          │ Commit          │ Commit         │ Activate             │
+ *       in doubt ───────────►╪═══════════════►╪═══════════════════► live
+ *          │            Done │           Done │         Activated    │
+ *       nothing ◄────────────┤◄───────────────┤◄─────────────────────┤
+ *          │ Settled         │ Settled        │
+ *          ├────────────────►├───────────────►│ forgets
+ *
+ * README.md tells how this maps onto the code, and what the model leaves out.
+ * Macros that are not defined here are mutations; README.md lists them.
+ */
+
+#ifndef N
+#define N 2		/* nodes */
+#endif
+#ifndef FAULTY
+#define FAULTY N	/* of them, and of the connections between them, something may happen to */
+#endif
+#ifndef H
+#define H 2		/* handoffs */
+#endif
+#ifndef BREAKS
+#define BREAKS 1	/* connections between members that break */
+#endif
+#ifndef RESTARTS
+#define RESTARTS 1	/* daemons that end and start anew */
+#endif
+#ifndef CRASHES
+#define CRASHES 1	/* applications that end and start anew */
+#endif
+#ifndef LATES
+#define LATES 2		/* timeouts, and handoffs that the application calls off */
+#endif
+#ifndef CONTACT
+#define CONTACT N	/* the node that is the contact; N: there is none, and no epochs */
+#endif
+#define ROOM 8		/* messages under way on a connection */
+
+/* What there is to say, in sessions and between members. */
+mtype:kind = {
+	Prepare, Prepared, Transfer, Imported, Commit, Done, Abort, Query, Settled,
+	Offer, Accepted, Activate, Activated, Forget,
+	Owners, Stale, Gone /* these have an epoch instead of a handoff */
+};
+
+/* The zero of each of the types below. */
+#define none 0
+
+mtype:conns = { live, frozen };	/* what an application has of the client */
+
+/* How far a handoff is for the donor (handoff.go) and for the target (target.go);
+ * what the target's daemon has recorded of it. */
+mtype:stage = { preparing, prepared, transferring, imported, committed, told };
+mtype:offer = { ready, offering, waiting, activating };
+mtype:record = { taken, activated };
+
+/* ── State ─────────────────────────────────────────────────────────────── */
+
+byte handoffs;			/* begun so far; their ids are 1, 2, ... */
+byte from[H+1], to[H+1];
+
+/* Of applications. */
+mtype:conns app[N];
+byte moving[N];			/* the handoff of which it is the donor */
+mtype:stage phase[N];		/* preparing, transferring, committed */
+byte arriving[N];		/* the handoff of which it is the target: it has the client, silent */
+bit alive[N];			/* it was attached, and has not ended since */
+
+/* Of members. */
+bit owns[N];			/* Member.clients has the client */
+bit idle[N];			/* whose connections are lost */
+mtype:stage out[H+1];		/* Member.outgoing, at the donor */
+bit orphan[H+1];		/* whose application has ended */
+byte incoming[N];		/* Member.incoming, at the target: the handoff */
+mtype:offer stage[N];		/* and how far it is */
+mtype:record record[H+1];	/* Member.taken, at the target; outlives the daemon */
+bit up[N*N];			/* Member.up */
+
+/* Epochs, and what the contact knows (owner.go). */
+byte epoch[N];			/* of the client, 0: not known */
+byte epochThere[H+1];		/* that the target will have, as committed */
+byte owner, ownerEpoch;		/* Member.owners, at the contact: 1 + the node */
+
+/* Of what connects them. */
+#define link(n, m) ((n)*N + (m))
+bit wire[N*N];			/* there is a connection, both ways */
+chan peer[N*N] = [ROOM] of { mtype:kind, byte, bit };	/* handoff, whether it is an error */
+
+mtype:session = { attached, daemonEnded, applicationEnded };
+mtype:session session[N];
+chan toMember[N] = [ROOM] of { mtype:kind, byte, bit };
+chan toApp[N] = [ROOM] of { mtype:kind, byte, bit };
+
+/* What has happened so far. */
+byte breaks, restarts, crashes, lates;
+bit lost;			/* an application has ended that had the client */
+bit wentLive[H+1], failed[H+1];	/* how handoffs were decided */
+
+/* Of a single step. */
+hidden byte h, i, m, granted;
+hidden byte e, found;
+hidden mtype:kind k;
+
+/* ── Messages ──────────────────────────────────────────────────────────── */
+
+inline sendPeer(src, dst, what, hid, bad) {
+	if
+	:: up[link(src, dst)] && wire[link(src, dst)] ->
+		assert(nfull(peer[link(src, dst)]));
+		printf("member %d to member %d: %e %d error %d\n", src, dst, what, hid, bad);
+		peer[link(src, dst)] ! what, hid, bad
+	:: else /* not connected, or not any more: it is lost */
+	fi
+}
+
+inline sendApp(node, what, hid, bad) {
+	if
+	:: session[node] == attached ->
+		assert(nfull(toApp[node]));
+		printf("member %d to application: %e %d error %d\n", node, what, hid, bad);
+		toApp[node] ! what, hid, bad
+	:: else
+	fi
+}
+
+inline sendMember(node, what, hid, bad) {
+	if
+	:: session[node] == attached ->
+		assert(nfull(toMember[node]));
+		printf("application %d to member: %e %d error %d\n", node, what, hid, bad);
+		toMember[node] ! what, hid, bad
+	:: else
+	fi
+}
+
+inline drain(c) {
+	do
+	:: nempty(c) -> c ? k, _, _
+	:: empty(c) -> break
+	od
+}
+
+/* ── What must be true at every step ───────────────────────────────────── */
+
+inline goesLive(n) {
+	printf("application %d is live\n", n);
+	app[n] = live;
+	for (i : 0 .. N-1) {
+		assert(i == n || app[i] != live) /* never two owners */
+	}
+}
+
+inline succeeds(id) { assert(!failed[id]); wentLive[id] = 1 }	/* decided once */
+inline fails(id)    { assert(!wentLive[id]); failed[id] = 1 }
+
+/* ── Applications ──────────────────────────────────────────────────────── */
+
+inline thaw(n) {
+	printf("application %d goes on\n", n);
+	if
+	:: app[n] == frozen -> goesLive(n)
+	:: else -> assert(app[n] == live)
+	fi;
+	moving[n] = 0; phase[n] = none
+}
+
+inline discard(n) {
+	assert(app[n] == frozen);
+	app[n] = none; moving[n] = 0; phase[n] = none
+}
+
+inline fromMember(n) {
+	toApp[n] ? k, h, e;
+	if
+	:: k == Prepared && h == moving[n] && phase[n] == preparing ->
+		if
+		:: e -> thaw(n)
+		:: else -> app[n] = frozen; phase[n] = transferring; sendMember(n, Transfer, h, 0)
+		fi
+	:: k == Imported && h == moving[n] && phase[n] == transferring ->
+		if
+		:: e || session[n] != attached -> thaw(n)
+		:: else -> phase[n] = committed; sendMember(n, Commit, h, 0)
+		fi
+	:: k == Done ->
+		if
+		:: h == moving[n] && phase[n] == committed && e  -> fails(h); thaw(n)
+		:: h == moving[n] && phase[n] == committed && !e -> discard(n)
+		:: else /* it knows already */
+		fi;
+		if
+		:: !e -> sendMember(n, Settled, h, 0)
+		:: else
+		fi
+	:: k == Offer ->
+		if
+		:: phase[n] == committed -> discard(n) /* who offers the client had it */
+		:: else
+		fi;
+		if
+		:: app[n] == none && !arriving[n] -> arriving[n] = h; sendMember(n, Accepted, h, 0)
+		:: true -> sendMember(n, Accepted, h, 1) /* for whatever reason */
+		fi
+	:: k == Activate ->
+		assert(arriving[n] == h && app[n] == none);
+		arriving[n] = 0; succeeds(h); goesLive(n);
+		sendMember(n, Activated, h, 0)
+	:: k == Forget && arriving[n] == h -> arriving[n] = 0
+	:: else
+	fi
+}
+
+/* ── Members ───────────────────────────────────────────────────────────── */
+
+#define early(id) (out[id] == preparing || out[id] == prepared || out[id] == transferring || out[id] == imported)
+
+/* survived decides what was taken before this daemon was started, now that it is
+ * known whether the application that was there has activated it. */
+inline survived(n, has) {
+	if
+	:: has -> record[h] = activated; sendPeer(n, from[h], Done, h, 0)
+	:: else -> record[h] = none; sendPeer(n, from[h], Done, h, 1)
+	fi
+}
+
+/* claim is, at the contact, that a member says that it owns the client. */
+inline claim(who, with) {
+	if
+	:: owner == none -> owner = 1 + who; ownerEpoch = (with -> with : 1); granted = ownerEpoch
+	:: owner == 1 + who -> ownerEpoch = (with > ownerEpoch -> with : ownerEpoch); granted = ownerEpoch
+	:: owner && owner != 1 + who && with > ownerEpoch -> owner = 1 + who; ownerEpoch = with; granted = with
+	:: owner && owner != 1 + who && with == 0 && who != CONTACT -> granted = ownerEpoch + 1
+	:: owner && owner != 1 + who && with <= ownerEpoch && (with || who == CONTACT) ->
+		/* the owner before is there, and would not have let go without telling */
+		assert(with == 0 || owner != 1 + CONTACT && !up[link(CONTACT % N, (owner - 1) % N)]);
+		granted = ownerEpoch + 1; owner = 1 + who; ownerEpoch = granted
+	fi
+}
+
+inline tellContact(n) {
+	if
+	:: CONTACT == n -> claim(n, epoch[n]); epoch[n] = granted
+	:: CONTACT != n && CONTACT < N -> sendPeer(n, CONTACT % N, Owners, epoch[n], 0)
+	:: CONTACT >= N
+	fi
+}
+
+/* claims answers a claim when the epoch is another one. */
+inline claims(n, p) {
+	claim(p, h);
+	if
+	:: granted != h -> sendPeer(n, p, Stale, granted, 0)
+	:: granted == h
+	fi
+}
+
+inline stale(n) {
+	if
+	:: owns[n] && epoch[n] == 0 && !idle[n] -> epoch[n] = h; tellContact(n)
+	:: owns[n] && !(epoch[n] == 0 && !idle[n]) -> epoch[n] = (h > epoch[n] -> h : epoch[n])
+	:: !owns[n] /* it has let go meanwhile */
+	fi
+}
+
+inline disown(n) {
+	owns[n] = 0; idle[n] = 0; epoch[n] = 0
+}
+
+inline forget(who, with) {
+	if
+	:: owner == 1 + who && (ownerEpoch <= with || with == 0) -> owner = none; ownerEpoch = 0
+	:: !(owner == 1 + who && (ownerEpoch <= with || with == 0))
+	fi
+}
+
+/* retire lets the client go. */
+inline retire(n) {
+	if
+	:: CONTACT == n -> forget(n, epoch[n])
+	:: CONTACT != n && CONTACT < N -> sendPeer(n, CONTACT % N, Gone, epoch[n], 0)
+	:: CONTACT >= N
+	fi;
+	disown(n)
+}
+
+/* hello begins a session: the application tells which clients it has, and which
+ * handoffs it is in doubt about, if it was attached before. */
+inline hello(n, before) {
+	found = app[n] != none && phase[n] != committed;
+	if
+	:: found && owns[n] -> idle[n] = 0
+#ifdef GUESS_EPOCH
+	:: found && !owns[n] -> owns[n] = 1; epoch[n] = 1; tellContact(n)
+#else
+	:: found && !owns[n] -> owns[n] = 1; tellContact(n)
+#endif
+	:: !found
+	fi;
+	for (h : 1 .. H) {
+		if
+#ifndef NO_DOUBTS
+		:: from[h] == n && to[h] != n && moving[n] == h && phase[n] == committed && out[h] == none ->
+			out[h] = committed;
+			sendPeer(n, to[h], Query, h, 0)
+#endif
+		:: to[h] == n && from[h] != n && record[h] == taken && incoming[n] != h ->
+			survived(n, !before || found)
+		:: else
+		fi
+	}
+}
+
+inline drop(n) {
+	if
+	:: stage[n] == offering || stage[n] == waiting -> sendApp(n, Forget, incoming[n], 0)
+	:: else
+	fi;
+	incoming[n] = 0; stage[n] = none
+}
+
+inline refuse(n) {
+	sendPeer(n, from[incoming[n]], Imported, incoming[n], 1);
+	drop(n)
+}
+
+inline take(n) {
+	stage[n] = activating;
+	record[h] = taken;
+	owns[n] = 1; idle[n] = 0;
+	lost = lost || session[n] == applicationEnded; /* and it is not known here yet */
+	epoch[n] = epochThere[h];
+	tellContact(n);
+	sendApp(n, Activate, h, 0)
+}
+
+inline complete(n) {
+	record[incoming[n]] = activated;
+	sendPeer(n, from[incoming[n]], Done, incoming[n], 0);
+	incoming[n] = 0; stage[n] = none
+}
+
+inline commit(n) {
+	out[h] = committed;
+	epochThere[h] = (epoch[n] -> epoch[n] + 1 : 0);
+	disown(n);
+	sendPeer(n, to[h], Commit, h, 0)
+}
+
+inline fromApp(n) {
+	toMember[n] ? k, h, e;
+	if
+	:: k == Prepare ->
+		found = owns[n] && up[link(n, to[h])];
+		for (i : 1 .. H) {
+			found = found && !(from[i] == n && early(i))
+		}
+		if
+		:: found -> out[h] = preparing; sendPeer(n, to[h], Prepare, h, 0)
+		:: else -> sendApp(n, Prepared, h, 1)
+		fi
+	:: k == Transfer ->
+		if
+		:: out[h] == prepared -> out[h] = transferring; sendPeer(n, to[h], Transfer, h, 0)
+		:: else -> sendApp(n, Imported, h, 1)
+		fi
+	:: k == Commit ->
+		if
+		:: out[h] == imported -> commit(n)
+		:: else -> sendApp(n, Done, h, 1)
+		fi
+	:: k == Abort && early(h) -> out[h] = none; sendPeer(n, to[h], Abort, h, 0)
+	:: k == Settled && out[h] == told -> out[h] = none; sendPeer(n, to[h], Settled, h, 0)
+	:: k == Accepted && incoming[n] == h && stage[n] == offering ->
+		if
+		:: e -> refuse(n)
+#ifdef ACTIVATE_AT_IMPORT
+		:: else -> sendPeer(n, from[h], Imported, h, 0); take(n)
+#else
+		:: else -> stage[n] = waiting; sendPeer(n, from[h], Imported, h, 0)
+#endif
+		fi
+	:: k == Activated && incoming[n] == h && stage[n] == activating -> complete(n)
+	:: else
+	fi
+}
+
+/* appGone ends a session. */
+inline appGone(n) {
+	printf("member %d: its application has ended\n", n);
+	drain(toMember[n]);
+	session[n] = none;
+	for (h : 1 .. H) {
+		if
+		:: from[h] == n && to[h] != n && early(h) -> out[h] = none; sendPeer(n, to[h], Abort, h, 0)
+		:: from[h] == n && to[h] != n && out[h] == told -> out[h] = none; sendPeer(n, to[h], Settled, h, 0)
+		:: from[h] == n && to[h] != n && out[h] == committed -> orphan[h] = 1
+		:: else
+		fi
+	}
+	if
+	:: incoming[n] && stage[n] != activating -> refuse(n)
+	:: incoming[n] && stage[n] == activating -> complete(n)
+	:: else
+	fi;
+	idle[n] = owns[n]
+}
+
+/* fail ends a handoff that is not committed. */
+inline fail(n, id) {
+	if
+	:: out[id] == preparing -> sendApp(n, Prepared, id, 1)
+	:: out[id] == transferring -> sendApp(n, Imported, id, 1)
+	:: else
+	fi;
+	out[id] = none
+}
+
+inline done(n) {
+	if
+	:: e ->
+		out[h] = none;
+		owns[n] = 1; idle[n] = orphan[h];
+		epoch[n] = (epochThere[h] -> epochThere[h] + 1 : 0);
+		tellContact(n);
+		if
+		:: !orphan[h] -> sendApp(n, Done, h, 1)
+		:: else
+		fi
+#ifdef SETTLE_AT_ONCE
+	:: !e && !orphan[h] -> out[h] = none; sendApp(n, Done, h, 0); sendPeer(n, to[h], Settled, h, 0)
+#else
+	:: !e && !orphan[h] -> out[h] = told; sendApp(n, Done, h, 0)
+#endif
+	:: !e && orphan[h] -> out[h] = none; sendPeer(n, to[h], Settled, h, 0)
+	fi;
+	orphan[h] = 0
+}
+
+/* judge answers a donor that has committed what is not waiting for it. */
+inline judge(n) {
+	if
+#ifdef FORGET_ACTIVATED
+	:: record[h] == activated -> sendPeer(n, from[h], Done, h, 1)
+#else
+	:: record[h] == activated -> sendPeer(n, from[h], Done, h, 0)
+#endif
+	:: record[h] == taken /* the application will say */
+	:: record[h] == none ->
+		if
+		:: incoming[n] == h -> drop(n)
+		:: else
+		fi;
+		sendPeer(n, from[h], Done, h, 1)
+	fi
+}
+
+inline fromPeer(n, p) {
+	peer[link(p, n)] ? k, h, e;
+	if
+	/* as target */
+	:: k == Prepare ->
+		if
+		:: session[n] != attached || owns[n] -> sendPeer(n, p, Prepared, h, 1)
+		:: else ->
+			if
+			:: incoming[n] -> assert(stage[n] != activating); drop(n)
+			:: else
+			fi;
+			incoming[n] = h; stage[n] = ready;
+			sendPeer(n, p, Prepared, h, 0)
+		fi
+	:: k == Transfer ->
+		if
+		:: incoming[n] == h && stage[n] == ready -> stage[n] = offering; sendApp(n, Offer, h, 0)
+		:: else -> sendPeer(n, p, Imported, h, 1)
+		fi
+	:: k == Commit && incoming[n] == h && stage[n] == waiting -> take(n)
+	:: (k == Commit || k == Query) && !(incoming[n] == h && (stage[n] == waiting && k == Commit || stage[n] == activating)) -> judge(n)
+	:: k == Abort && incoming[n] == h && stage[n] != activating -> drop(n)
+	:: k == Settled -> record[h] = none
+	/* as contact, and from it */
+	:: k == Owners -> claims(n, p)
+	:: k == Gone -> forget(p, h)
+	:: k == Stale -> stale(n)
+	/* as donor */
+	:: k == Prepared && out[h] == preparing ->
+		if
+		:: e -> fail(n, h)
+		:: else -> out[h] = prepared; sendApp(n, Prepared, h, 0)
+		fi
+	:: k == Imported && out[h] == transferring && !e -> out[h] = imported; sendApp(n, Imported, h, 0)
+	:: k == Imported && early(h) && e -> fail(n, h)
+	:: k == Done && out[h] == committed -> done(n)
+	:: else
+	fi
+}
+
+inline peerUp(n, p) {
+	printf("member %d: %d is connected\n", n, p);
+	up[link(n, p)] = 1;
+	for (h : 1 .. H) {
+		if
+#ifndef NO_QUERY
+		:: from[h] == n && to[h] == p && out[h] == committed -> sendPeer(n, p, Query, h, 0)
+#endif
+		:: else
+		fi
+	}
+	if
+	:: owns[n] && p == CONTACT -> tellContact(n)
+	:: else
+	fi
+}
+
+inline peerDown(n, p) {
+	printf("member %d: %d is not connected\n", n, p);
+	up[link(n, p)] = 0;
+	for (h : 1 .. H) {
+		if
+		:: from[h] == n && to[h] == p && early(h) -> fail(n, h)
+		:: else
+		fi
+	}
+	if
+	:: incoming[n] && from[incoming[n]] == p && stage[n] != activating -> drop(n)
+	:: else
+	fi
+}
+
+inline cut(src, dst) {
+	wire[link(src, dst)] = 0; wire[link(dst, src)] = 0;
+	drain(peer[link(src, dst)]);
+	drain(peer[link(dst, src)])
+}
+
+/* restart: the daemon ends and is started anew. The application, if there is
+ * one, finds out in its own time. */
+inline restart(n) {
+	disown(n);
+	incoming[n] = 0; stage[n] = none;
+	if
+	:: n == CONTACT -> owner = none; ownerEpoch = 0
+	:: else
+	fi;
+	for (h : 1 .. H) {
+		if
+		:: from[h] == n && to[h] != n -> out[h] = none; orphan[h] = 0; epochThere[h] = 0
+#ifdef NO_RECORDS
+		:: to[h] == n && from[h] != n -> record[h] = none
+#else
+		:: to[h] == n && from[h] != n && record[h] == taken && !alive[n] -> record[h] = activated
+#endif
+		:: else
+		fi
+	}
+	for (m : 0 .. N-1) {
+		if
+		:: m != n -> up[link(n, m)] = 0; cut(n, m)
+		:: else
+		fi
+	}
+	drain(toMember[n]);
+	if
+	:: session[n] == attached -> session[n] = daemonEnded
+	:: session[n] == applicationEnded -> session[n] = none
+	:: else
+	fi
+}
+
+/* ── Whatever may happen ───────────────────────────────────────────────── */
+
+proctype application(byte n) {
+end:	do
+	:: atomic {	/* hands the client off, to any other node */
+		app[n] == live && session[n] == attached && !moving[n] && handoffs < H ->
+		m = (n + 1) % N;
+		if
+		:: N > 2 -> m = (n + 2) % N
+		:: true
+		fi;
+		handoffs++;
+		from[handoffs] = n; to[handoffs] = m;
+		moving[n] = handoffs; phase[n] = preparing;
+		sendMember(n, Prepare, handoffs, 0)
+	   }
+	:: atomic { nempty(toApp[n]) -> fromMember(n) }
+	:: atomic {	/* calls it off */
+		session[n] == attached && moving[n] && phase[n] != committed && lates < LATES ->
+		lates++;
+		sendMember(n, Abort, moving[n], 0);
+		thaw(n)
+	   }
+	:: atomic {	/* finds out that the daemon has gone */
+		session[n] == daemonEnded ->
+		drain(toApp[n]);
+		session[n] = none;
+		arriving[n] = 0; /* no word of a commit has come, and none will */
+		if
+		:: moving[n] && phase[n] != committed -> thaw(n)
+		:: else
+		fi
+	   }
+	:: atomic { session[n] == none -> session[n] = attached; printf("application %d attaches\n", n); hello(n, alive[n]); alive[n] = 1 }
+	:: atomic {	/* ends, and all it has */
+		alive[n] && n < FAULTY && crashes < CRASHES ->
+		crashes++;
+		printf("application %d ends\n", n);
+		alive[n] = 0;
+		lost = lost || app[n] != none;
+		for (i : 1 .. H) {
+			lost = lost || to[i] == n && record[i] == taken
+		}
+		app[n] = none; moving[n] = 0; phase[n] = none; arriving[n] = 0;
+		drain(toApp[n]);
+		if
+		:: session[n] == attached -> session[n] = applicationEnded
+		:: session[n] == daemonEnded -> session[n] = none
+		:: else
+		fi
+	   }
+	od
+}
+
+proctype member(byte n) {
+end:	do
+	:: atomic { nempty(toMember[n]) -> fromApp(n) }
+	:: atomic { session[n] == applicationEnded -> appGone(n) }
+	:: atomic { idle[n] -> printf("member %d lets the client go\n", n); retire(n) }
+	:: atomic { incoming[n] && stage[n] != activating && lates < LATES -> lates++; refuse(n) }
+	:: atomic { n < FAULTY && restarts < RESTARTS -> restarts++; printf("daemon %d is started anew\n", n); restart(n) }
+	od
+}
+
+proctype connection(byte a, b) {
+end:	do
+	:: atomic { up[link(b, a)] && nempty(peer[link(a, b)]) -> fromPeer(b, a) }
+	:: atomic { up[link(a, b)] && nempty(peer[link(b, a)]) -> fromPeer(a, b) }
+	:: atomic { wire[link(a, b)] && b < FAULTY && breaks < BREAKS -> breaks++; printf("%d and %d are disconnected\n", a, b); cut(a, b) }
+	:: atomic { up[link(a, b)] && !wire[link(a, b)] -> peerDown(a, b) }
+	:: atomic { up[link(b, a)] && !wire[link(a, b)] -> peerDown(b, a) }
+	:: atomic {
+		!up[link(a, b)] && !up[link(b, a)] && !wire[link(a, b)] ->
+		wire[link(a, b)] = 1; wire[link(b, a)] = 1
+	   }
+	:: atomic { !up[link(a, b)] && wire[link(a, b)] -> peerUp(a, b) }
+	:: atomic { !up[link(b, a)] && wire[link(a, b)] -> peerUp(b, a) }
+	od
+}
+
+/* late is that a donor has waited for too long. */
+proctype late(byte id) {
+end:	do
+	:: atomic {
+		early(id) && lates < LATES ->
+		lates++;
+		sendPeer(from[id], to[id], Abort, id, 0);
+		fail(from[id], id)
+	   }
+#ifdef THAW_WHEN_LATE
+	:: atomic {
+		out[id] == committed && lates < LATES ->
+		lates++;
+		h = id; e = 1; done(from[id])
+	   }
+#endif
+	od
+}
+
+/* ── What must be true when all is quiet ───────────────────────────────── */
+
+proctype quiet() {
+	atomic {
+		timeout ->
+		m = 0;
+		for (i : 0 .. N-1) {
+			if
+			:: app[i] == live -> m++
+			:: else
+			fi;
+			/* whoever knows something knows the truth */
+			assert(owns[i] == (app[i] == live));
+			assert(!moving[i] && !arriving[i] && !incoming[i])
+		}
+		assert(m == 1 || lost && m == 0); /* never none for ever */
+		for (i : 0 .. N-1) {
+			/* what comes through the tunnel is sent to the owner */
+			assert(CONTACT >= N || app[i] != live || owner == 1 + i)
+		}
+		for (i : 1 .. H) {
+			assert(out[i] == none)
+		}
+	}
+}
+
+init {
+	atomic {
+		app[0] = live; owns[0] = 1;
+		if
+		:: CONTACT < N -> epoch[0] = 1; owner = 1; ownerEpoch = 1
+		:: CONTACT >= N
+		fi;
+		for (i : 0 .. N-1) {
+			alive[i] = 1; session[i] = attached;
+			for (m : 0 .. N-1) {
+				wire[link(i, m)] = i != m; up[link(i, m)] = i != m
+			}
+		}
+		for (i : 0 .. N-1) {
+			run application(i);
+			run member(i);
+			m = i + 1;
+			do
+			:: m < N -> run connection(i, m); m++
+			:: m >= N -> break
+			od
+		}
+		for (i : 1 .. H) {
+			run late(i)
+		}
+		run quiet()
+	}
+}

@@ -245,9 +245,11 @@ inline claim(who, with) {
 	:: owner && owner != 1 + who && with > ownerEpoch -> owner = 1 + who; ownerEpoch = with; granted = with
 	:: owner && owner != 1 + who && with == 0 && who != CONTACT -> granted = ownerEpoch + 1
 	:: owner && owner != 1 + who && with <= ownerEpoch && (with || who == CONTACT) ->
-		/* the owner before is there, and would not have let go without telling */
-		assert(with == 0 || owner != 1 + CONTACT && !up[link(CONTACT % N, (owner - 1) % N)]);
-		granted = ownerEpoch + 1; owner = 1 + who; ownerEpoch = granted
+		if
+		:: with && (owner == 1 + CONTACT || up[link(CONTACT % N, (owner - 1) % N)]) ->
+			granted = with /* refused: the owner is there, and later */
+		:: else -> granted = ownerEpoch + 1; owner = 1 + who; ownerEpoch = granted
+		fi
 	fi
 }
 

@@ -135,7 +135,7 @@ func (b *bench) gap(ctx context.Context, name string, c *testbed.Client, mode ap
 		if i%50 == 0 {
 			b.Progress(fmt.Sprintf("%s: handoff %d of %d", name, i, b.Handoffs))
 		}
-		// The first two nodes: neither is the contact of more than the other.
+		// Between the two nodes that are not the contact.
 		to := b.bed.Nodes[1]
 		if from == to {
 			to = b.bed.Nodes[2]

@@ -60,6 +60,10 @@ the same octets in its queues in the same run, by turns with ours; a ratio above
 1 means that ours is faster. Then many connections move at once on one
 processor, and a transfer both ways is timed with and without moves in it.
 
+The pace is the time of a computation that is always the same, repeated between
+the moves. Who shares the processor or its caches, another virtual machine say,
+makes both longer: figures of two runs compare as far as their paces do.
+
 All octets are verified; the exit status is 1 if one is wrong.`,
 		Example: "  ds bench migrate\n  ds bench migrate --json --moves 2000",
 		Args:    cobra.NoArgs,
@@ -107,7 +111,9 @@ func benchTable(w io.Writer, res *bench.Result) error {
 	fmt.Fprintf(w, "\nbatch    %.0f imports a second on one core, of %d connections\n", res.BatchImportsPerS, b.Connections)
 	fmt.Fprintf(w, "heap     %.1f MiB before, %.1f while both sides have all, %.1f after: %.0f %% returned\n",
 		float64(b.HeapBefore)/mib, float64(b.HeapPeak)/mib, float64(b.HeapAfter)/mib, 100*b.Returned())
-	_, err := fmt.Fprintf(w, "traffic  %.0f Mbit/s with %d moves, %.0f without: ratio %.3f\n", x.Moving, x.Moves, x.Resting, res.TrafficRatio)
+	fmt.Fprintf(w, "traffic  %.0f Mbit/s with %d moves, %.0f without: ratio %.3f\n", x.Moving, x.Moves, x.Resting, res.TrafficRatio)
+	p := res.Pace
+	_, err := fmt.Fprintf(w, "pace     %.0f µs at best, %.0f p50, %.0f p90, for what is always the same\n", p.Best, p.P50, p.P90)
 	return err
 }
 

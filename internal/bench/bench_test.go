@@ -50,7 +50,10 @@ func TestRun(t *testing.T) {
 	if len(res.Rows) != 3 || res.BatchImportsPerS <= 0 || res.TrafficRatio <= 0 {
 		t.Errorf("got %+v", res)
 	}
-	for _, key := range []string{"rows", "batch_imports_per_s", "traffic_ratio"} {
+	if p := res.Pace; p.Best <= 0 || p.P50 < p.Best || p.P90 < p.P50 {
+		t.Errorf("pace is %+v", p)
+	}
+	for _, key := range []string{"rows", "pace_us", "batch_imports_per_s", "traffic_ratio"} {
 		if _, ok := m[key]; !ok {
 			t.Errorf("no %q in the result", key)
 		}

@@ -15,7 +15,7 @@
 //
 // Samples come in chunks, each with a fresh connection, and chunks of ours
 // alternate with chunks of the kernel's, so that a busy machine disturbs both
-// alike. After each chunk real octets, to the end of both streams, prove that
+// alike; before each, something that is always the same is timed. After each chunk real octets, to the end of both streams, prove that
 // nothing was lost or doubled. The time of each stage and the number of
 // allocations come from further moves, so that measuring them costs the
 // samples nothing.
@@ -92,6 +92,9 @@ func (o *Options) setDefaults() error {
 type Result struct {
 	Rows []Row `json:"rows"`
 
+	// Pace is the machine's meanwhile.
+	Pace Pace `json:"pace_us"`
+
 	// BatchImportsPerS is how many connections one core imports and activates
 	// in a second, when many move at once.
 	BatchImportsPerS float64 `json:"batch_imports_per_s"`
@@ -166,13 +169,15 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	k, missing := startKernel(ctx, o.Worker)
 	defer k.close()
 	res := &Result{Kernel: missing}
+	pacer := newPacer()
 	for _, name := range []string{"idle", "unsent64k", "unread64k"} {
-		row, err := measureRow(ctx, &o, name, k)
+		row, err := measureRow(ctx, &o, name, k, pacer)
 		if err != nil {
 			return nil, fmt.Errorf("bench: %s: %w", name, err)
 		}
 		res.Rows = append(res.Rows, *row)
 	}
+	res.Pace = pacer.pace()
 	if err := measureBatch(ctx, &o, res); err != nil {
 		return nil, fmt.Errorf("bench: batch: %w", err)
 	}

@@ -14,7 +14,7 @@ import (
 
 const (
 	queued   = 64 << 10 // octets of the rows that have some
-	perChunk = 2000     // samples
+	perChunk = 250      // samples: some milliseconds, in which a busy machine changes little
 	warmUp   = 50       // moves before the first sample of a chunk
 	// stagesPart and allocsPart are what part of the samples' number of
 	// further moves tell the stages and the allocations.
@@ -73,6 +73,7 @@ func (v *mover) move(m *marks) error {
 
 // samples are those of a row.
 type samples struct {
+	pacer  *pacer
 	whole  []time.Duration
 	stages [5][]time.Duration
 	kernel []time.Duration
@@ -81,7 +82,7 @@ type samples struct {
 	chunks float64
 }
 
-func measureRow(ctx context.Context, o *Options, name string, k *kernel) (*Row, error) {
+func measureRow(ctx context.Context, o *Options, name string, k *kernel, p *pacer) (*Row, error) {
 	var c tcprepair.Contents
 	switch name {
 	case "unsent64k":
@@ -89,7 +90,7 @@ func measureRow(ctx context.Context, o *Options, name string, k *kernel) (*Row, 
 	case "unread64k":
 		c.Unread = queued
 	}
-	var s samples
+	s := samples{pacer: p}
 	for done := 0; done < o.Moves; {
 		n := min(perChunk, o.Moves-done)
 		o.Progress(fmt.Sprintf("%s: %d of %d moves", name, done, o.Moves))
@@ -187,6 +188,7 @@ func (s *samples) measure(v *mover, n int) error {
 			return err
 		}
 	}
+	s.pacer.measure()
 	for range n {
 		start := time.Now()
 		if err := v.move(nil); err != nil {

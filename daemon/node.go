@@ -3,14 +3,11 @@ package daemon
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"os/user"
 	"reflect"
 	"slices"
@@ -23,6 +20,7 @@ import (
 	"github.com/distributed-servers/ds/daemon/config"
 	"github.com/distributed-servers/ds/daemon/filter"
 	"github.com/distributed-servers/ds/daemon/host"
+	"github.com/distributed-servers/ds/daemon/identity"
 	"github.com/distributed-servers/ds/daemon/member"
 	"github.com/distributed-servers/ds/daemon/peer"
 	"github.com/distributed-servers/ds/daemon/rawip"
@@ -49,6 +47,7 @@ type Node struct {
 	byCareOf map[netip.Addr]*service
 
 	sender *rawip.Sender
+	keeper atomic.Pointer[identity.Keeper] // nil before Run
 	mesh   *peer.Mesh
 	meshed chan struct{} // closed when mesh is set
 	filter *filter.Filter
@@ -343,18 +342,12 @@ func (n *Node) readTunnel(t *rawip.Tunnel) {
 // meshConfig reads what the connections to the other daemons need.
 func (n *Node) meshConfig() (peer.Config, error) {
 	c := n.cfg.Node
-	cert, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+	keeper, err := identity.Open(c.Name, identity.Files{CA: c.CA, Cert: c.Cert, Key: c.Key})
 	if err != nil {
-		return peer.Config{}, fmt.Errorf("daemon: certificate of this node: %w", err)
+		return peer.Config{}, fmt.Errorf("daemon: %w", err)
 	}
-	ca, err := os.ReadFile(c.CA)
-	if err != nil {
-		return peer.Config{}, fmt.Errorf("daemon: certificate of the cluster: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(ca) {
-		return peer.Config{}, fmt.Errorf("daemon: certificate of the cluster: %s has no PEM certificate", c.CA)
-	}
+	keeper.Changed = n.credentials
+	n.keeper.Store(keeper)
 	peers := make(map[string]netip.AddrPort)
 	for name, addr := range c.Peers {
 		peers[name] = netip.AddrPortFrom(addr, c.ControlPort)
@@ -362,8 +355,19 @@ func (n *Node) meshConfig() (peer.Config, error) {
 	}
 	return peer.Config{
 		Name: c.Name, Listen: netip.AddrPortFrom(c.Address, c.ControlPort), Peers: peers,
-		Certificate: cert, Authorities: pool, Handler: (*fromPeers)(n), Logger: n.log,
+		Identity: keeper, Handler: (*fromPeers)(n), Logger: n.log,
+		Failed: func(name string, err error) { n.reached.Store(name, reach{since: time.Now(), err: err.Error()}) },
 	}, nil
+}
+
+// credentials is told that certificates have been read anew, or cannot be.
+func (n *Node) credentials(err error) {
+	if err != nil {
+		n.log.Error("certificates stay as they were", "err", err)
+		n.events.Publish(api.Event{Kind: api.EventFault, Detail: err.Error()})
+		return
+	}
+	n.log.Info("certificates have been read anew; connections go on")
 }
 
 func (n *Node) toPeer(p member.ToPeer) {
@@ -461,8 +465,8 @@ func lookup(name string, find func(string) (string, error)) (uint32, error) {
 
 func (s *service) users() users { return (*s.n.admitted.Load())[s.home] }
 
-// Reload takes over what may change while the node runs: who may attach. Anything
-// else is refused, and nothing changes.
+// Reload takes over what may change while the node runs: who may attach, and
+// certificates. Anything else is refused, and nothing changes.
 func (n *Node) Reload(cfg *config.Config) error {
 	if cfg.Node == nil || !reflect.DeepEqual(*cfg.Node, *n.cfg.Node) {
 		return errors.New("daemon: reload: the table [node] has changed, which takes a restart; connections go on meanwhile")
@@ -476,6 +480,11 @@ func (n *Node) Reload(cfg *config.Config) error {
 	}
 	if !reflect.DeepEqual(rest(cfg.Servers), rest(n.cfg.Servers)) {
 		return errors.New("daemon: reload: a [[server]] has changed in more than users and user_groups, which takes a restart; connections go on meanwhile")
+	}
+	if k := n.keeper.Load(); k != nil {
+		if err := k.Reload(); err != nil {
+			return fmt.Errorf("daemon: reload: %w", err)
+		}
 	}
 	if err := n.admit(cfg); err != nil {
 		return err

@@ -16,23 +16,26 @@
 //	   Up                                          Up
 //	    │ ── frame: length, octets ──────────────► │ Received
 //	    │ ◄────────────────── frame: nothing ───── │
+//
+// Certificates are those of the moment: a connection that is up goes on with what
+// it began with, the next one has what has been read since. The form of frames is
+// a protocol of TLS (ALPN, RFC 7301): nodes that have none in common refuse each
+// other. Other protocols on the same port are [Service]s.
 package peer
 
 import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
+
+	"github.com/distributed-servers/ds/daemon/identity"
 )
 
 // Handler is told what happens. Calls for one node come one after another, from
@@ -46,22 +49,28 @@ type Handler interface {
 
 // Config is a mesh. All but the durations and limits are required.
 type Config struct {
-	// Name of this node, as in Certificate.
+	// Name of this node, as in its certificate.
 	Name string
 
 	// Listen is where connections are accepted.
 	Listen netip.AddrPort
 
-	// Peers are the other nodes.
+	// Peers are the other nodes at first.
 	Peers map[string]netip.AddrPort
 
-	// Certificate of this node, and those of the authorities that are believed
-	// about others.
-	Certificate tls.Certificate
-	Authorities *x509.CertPool
+	// Identity has the certificate of this node, and the authorities that are
+	// believed about others.
+	Identity *identity.Keeper
 
 	Handler Handler
 	Logger  *slog.Logger
+
+	// Failed, if not nil, is told why there is no connection to a node, each time
+	// that the reason is another.
+	Failed func(name string, err error)
+
+	// Services are other protocols (ALPN) on the same port. Optional.
+	Services map[string]Service
 
 	// Timeout ends a connection from which nothing comes. Default 3 s.
 	Timeout time.Duration
@@ -80,17 +89,25 @@ type Config struct {
 // Mesh is the connections of a node to all others.
 type Mesh struct {
 	cfg      Config
-	tls      *tls.Config
 	listener net.Listener
 	ctx      context.Context
 	stop     context.CancelFunc
 	running  sync.WaitGroup
 
-	mu    sync.Mutex
-	links map[string]*link
-	// turns orders connections of one node: the next begins when the last has
+	mu      sync.Mutex
+	peers   map[string]*other
+	links   map[string]*link
+	refused map[netip.Addr]string // what has been logged about whom
+}
+
+// other is another node.
+type other struct {
+	addr netip.AddrPort
+	stop context.CancelFunc // of the one that connects, if it is this node that does
+	// turn orders connections of one node: the next begins when the last has
 	// ended.
-	turns map[string]*sync.Mutex
+	turn *sync.Mutex
+	told string // why there is no connection; mu
 }
 
 // ErrNotConnected is returned for nodes to which there is no connection now.
@@ -115,48 +132,58 @@ func Open(cfg Config) (*Mesh, error) {
 	if _, named := cfg.Peers[cfg.Name]; named {
 		return nil, fmt.Errorf("peer: open: %s is this node and one of its peers", cfg.Name)
 	}
-	if err := certifies(cfg.Certificate, cfg.Name); err != nil {
-		return nil, fmt.Errorf("peer: open: %w", err)
-	}
-	m := &Mesh{cfg: cfg, links: make(map[string]*link), turns: make(map[string]*sync.Mutex)}
-	for name := range cfg.Peers {
-		m.turns[name] = new(sync.Mutex)
-	}
-	m.tls = &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{cfg.Certificate},
-		RootCAs:      cfg.Authorities,
-		ClientCAs:    cfg.Authorities,
-		ClientAuth:   tls.RequireAndVerifyClientCert,
-		NextProtos:   []string{"dsco/1"},
-	}
+	m := &Mesh{cfg: cfg, peers: make(map[string]*other), links: make(map[string]*link), refused: make(map[netip.Addr]string)}
 	var err error
 	if m.listener, err = net.Listen("tcp", cfg.Listen.String()); err != nil {
 		return nil, fmt.Errorf("peer: open: %w: is another dsco running, or is %s no address of this host?", err, cfg.Listen.Addr())
 	}
 	m.ctx, m.stop = context.WithCancel(context.Background())
+	m.SetPeers(cfg.Peers)
 	m.running.Go(m.accept)
-	for name, addr := range cfg.Peers {
-		if cfg.Name < name {
-			m.running.Go(func() { m.dial(name, addr) })
-		}
-	}
 	return m, nil
 }
 
-// certifies tells whether a certificate is that of a node.
-func certifies(c tls.Certificate, name string) error {
-	if len(c.Certificate) == 0 {
-		return errors.New("no certificate")
+// SetPeers replaces the other nodes. Connections to those that are gone, or have
+// another address, end; the others stay.
+func (m *Mesh) SetPeers(peers map[string]netip.AddrPort) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name, o := range m.peers {
+		if addr, still := peers[name]; still && addr == o.addr {
+			continue
+		}
+		if o.stop != nil {
+			o.stop()
+		}
+		if l := m.links[name]; l != nil {
+			l.fail(errors.New("the node is not a member any more, or has another address"))
+		}
+		if _, still := peers[name]; !still {
+			delete(m.peers, name)
+		}
 	}
-	leaf, err := x509.ParseCertificate(c.Certificate[0])
-	if err != nil {
-		return fmt.Errorf("certificate: %w", err)
+	for name, addr := range peers {
+		o := m.peers[name]
+		if name == m.cfg.Name || o != nil && o.addr == addr || m.ctx.Err() != nil {
+			continue
+		}
+		if o == nil {
+			o = &other{turn: new(sync.Mutex)}
+			m.peers[name] = o
+		}
+		o.addr, o.told = addr, ""
+		if m.cfg.Name < name {
+			ctx, stop := context.WithCancel(m.ctx)
+			o.stop = stop
+			m.running.Go(func() { m.dial(ctx, name, addr) })
+		}
 	}
-	if !slices.Contains(leaf.DNSNames, name) {
-		return fmt.Errorf("the certificate is for %q, not for node %s: make one with that DNS name", leaf.DNSNames, name)
-	}
-	return nil
+}
+
+func (m *Mesh) peer(name string) *other {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.peers[name]
 }
 
 // Addr is where connections are accepted.
@@ -190,23 +217,52 @@ func (m *Mesh) accept() {
 	}
 }
 
-// accepted finds out who has connected.
+// accepted finds out who has connected, and for what.
 func (m *Mesh) accepted(c net.Conn) {
 	defer c.Close()
-	conn := tls.Server(c, m.tls)
+	conn, offered := m.server(c)
 	if err := m.handshake(conn); err != nil {
-		m.cfg.Logger.Warn("a node's connection is refused", "from", c.RemoteAddr(), "err", err)
+		if v := versions(offered()); v != nil && len(offered()) > 0 {
+			err = v
+		}
+		m.refuse(c, explain("", err))
 		return
 	}
-	for _, name := range conn.ConnectionState().PeerCertificates[0].DNSNames {
-		if _, known := m.cfg.Peers[name]; known && name < m.cfg.Name {
+	state := conn.ConnectionState()
+	if s := m.cfg.Services[state.NegotiatedProtocol]; s != nil {
+		s.Serve(m.ctx, conn)
+		return
+	}
+	if state.NegotiatedProtocol == "" {
+		m.refuse(c, versions(nil))
+		return
+	}
+	for _, name := range state.PeerCertificates[0].DNSNames {
+		if m.peer(name) != nil && name < m.cfg.Name {
 			m.serve(name, conn)
 			return
 		}
 	}
-	m.cfg.Logger.Warn("a node's connection is refused", "from", c.RemoteAddr(),
-		"names", conn.ConnectionState().PeerCertificates[0].DNSNames, "err", "its certificate names no node that connects to this one")
+	m.refuse(c, fmt.Errorf("its certificate, of %q, names no node that connects to this one; is it among the peers here, or has it the name of another?", state.PeerCertificates[0].DNSNames))
 }
+
+// refuse logs that a connection is refused; what keeps coming, once.
+func (m *Mesh) refuse(c net.Conn, err error) {
+	from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
+	m.mu.Lock()
+	known := m.refused[from] == err.Error()
+	if len(m.refused) >= maxRefused {
+		clear(m.refused)
+	}
+	m.refused[from] = err.Error()
+	m.mu.Unlock()
+	if !known && m.ctx.Err() == nil {
+		m.cfg.Logger.Warn("a node's connection is refused", "from", c.RemoteAddr(), "err", err)
+	}
+}
+
+// maxRefused bounds how many addresses are remembered to have been refused.
+const maxRefused = 256
 
 func (m *Mesh) handshake(conn *tls.Conn) error {
 	ctx, cancel := context.WithTimeout(m.ctx, m.cfg.Timeout)
@@ -215,36 +271,58 @@ func (m *Mesh) handshake(conn *tls.Conn) error {
 }
 
 // dial keeps a connection to a node.
-func (m *Mesh) dial(name string, addr netip.AddrPort) {
-	told := ""
-	for m.ctx.Err() == nil {
-		conn, err := m.connect(name, addr)
+func (m *Mesh) dial(ctx context.Context, name string, addr netip.AddrPort) {
+	for ctx.Err() == nil {
+		conn, err := m.connect(ctx, name, addr)
 		if err == nil {
-			told = ""
 			m.serve(name, conn)
 			conn.Close()
-		} else if err.Error() != told && m.ctx.Err() == nil {
-			told = err.Error()
-			m.cfg.Logger.Warn("no connection to a node", "node", name, "addr", addr, "err", err)
+		} else if ctx.Err() == nil {
+			m.failed(name, err)
 		}
-		m.pause()
+		select {
+		case <-ctx.Done():
+		case <-time.After(m.cfg.Retry):
+		}
 	}
 }
 
-func (m *Mesh) connect(name string, addr netip.AddrPort) (*tls.Conn, error) {
-	ctx, cancel := context.WithTimeout(m.ctx, m.cfg.Timeout)
+// failed tells why there is no connection to a node.
+func (m *Mesh) failed(name string, err error) {
+	err = explain(name, err)
+	m.mu.Lock()
+	o := m.peers[name]
+	known := o == nil || o.told == err.Error() || m.ctx.Err() != nil
+	var addr netip.AddrPort
+	if !known {
+		o.told, addr = err.Error(), o.addr
+	}
+	m.mu.Unlock()
+	if known {
+		return
+	}
+	m.cfg.Logger.Warn("no connection to a node", "node", name, "addr", addr, "err", err)
+	if m.cfg.Failed != nil {
+		m.cfg.Failed(name, err)
+	}
+}
+
+func (m *Mesh) connect(ctx context.Context, name string, addr netip.AddrPort) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, m.cfg.Timeout)
 	defer cancel()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: m.cfg.Listen.Addr().AsSlice()}}
 	c, err := d.DialContext(ctx, "tcp", addr.String())
 	if err != nil {
 		return nil, err
 	}
-	cfg := m.tls.Clone()
-	cfg.ServerName = name
-	conn := tls.Client(c, cfg)
+	conn := tls.Client(c, m.cfg.Identity.Client(name, protocols...))
 	if err := conn.HandshakeContext(ctx); err != nil {
 		c.Close()
 		return nil, err
+	}
+	if conn.ConnectionState().NegotiatedProtocol == "" {
+		c.Close()
+		return nil, versions(nil)
 	}
 	// TLS 1.3: the other side may refuse our certificate only now, with its
 	// first octets. It sends some at once.
@@ -265,14 +343,17 @@ func (m *Mesh) serve(name string, conn *tls.Conn) {
 	if old := m.links[name]; old != nil {
 		old.fail(errors.New("the node has connected anew"))
 	}
-	turn := m.turns[name]
+	o := m.peers[name]
 	m.mu.Unlock()
-	turn.Lock()
-	defer turn.Unlock()
+	if o == nil {
+		return // it is not a member any more
+	}
+	o.turn.Lock()
+	defer o.turn.Unlock()
 
 	l := newLink(conn, m.cfg.MaxBacklog)
 	m.mu.Lock()
-	if m.ctx.Err() != nil {
+	if m.ctx.Err() != nil || m.peers[name] != o {
 		m.mu.Unlock()
 		return
 	}
@@ -291,6 +372,8 @@ func (m *Mesh) serve(name string, conn *tls.Conn) {
 	m.mu.Unlock()
 	if l.up {
 		m.cfg.Handler.Down(name, l.err)
+	} else if !errors.Is(l.err, net.ErrClosed) {
+		m.failed(name, l.err)
 	}
 }
 
@@ -305,11 +388,21 @@ func (m *Mesh) read(name string, l *link) error {
 		}
 		if !l.up {
 			l.up = true
+			m.heard(name)
 			m.cfg.Handler.Up(name)
 		}
 		if len(b) > 0 {
 			m.cfg.Handler.Received(name, b)
 		}
+	}
+}
+
+// heard forgets why there was no connection.
+func (m *Mesh) heard(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if o := m.peers[name]; o != nil {
+		o.told = ""
 	}
 }
 
@@ -326,130 +419,4 @@ func (m *Mesh) Send(name string, frame []byte) error {
 		return fmt.Errorf("peer: send to %s: %d octets, want 1 to %d", name, len(frame), m.cfg.MaxFrame)
 	}
 	return l.send(frame)
-}
-
-// link is one connection.
-type link struct {
-	conn *tls.Conn
-	max  int
-	up   bool // the reader's
-	wake chan struct{}
-
-	mu     sync.Mutex
-	queue  []byte
-	closed bool
-	err    error
-}
-
-func newLink(conn *tls.Conn, maxBacklog int) *link {
-	return &link{conn: conn, max: maxBacklog, wake: make(chan struct{}, 1)}
-}
-
-func (l *link) send(frame []byte) error {
-	l.mu.Lock()
-	switch {
-	case l.closed:
-		l.mu.Unlock()
-		return ErrNotConnected
-	case len(l.queue)+len(frame)+4 > l.max:
-		l.mu.Unlock()
-		l.fail(fmt.Errorf("more than %d octets wait for it", l.max))
-		return ErrNotConnected
-	}
-	l.queue = binary.BigEndian.AppendUint32(l.queue, uint32(len(frame)))
-	l.queue = append(l.queue, frame...)
-	l.mu.Unlock()
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
-	return nil
-}
-
-// write sends what is queued, and an empty frame at once and whenever there has
-// been nothing for a third of the timeout.
-func (l *link) write(timeout time.Duration) {
-	idle := time.NewTimer(0)
-	defer idle.Stop()
-	var out []byte
-	for {
-		select {
-		case <-l.wake:
-		case <-idle.C:
-		}
-		l.mu.Lock()
-		out, l.queue = l.queue, out[:0]
-		closed := l.closed
-		l.mu.Unlock()
-		if closed {
-			return
-		}
-		if len(out) == 0 {
-			out = append(out, 0, 0, 0, 0)
-		}
-		for rest := out; len(rest) > 0; {
-			n := min(len(rest), 1<<20)
-			l.conn.SetWriteDeadline(time.Now().Add(timeout))
-			if _, err := l.conn.Write(rest[:n]); err != nil {
-				l.fail(err)
-				return
-			}
-			rest = rest[n:]
-		}
-		if cap(out) > 1<<20 {
-			out = nil
-		}
-		idle.Reset(timeout / 3)
-	}
-}
-
-// fail ends the connection; the first reason counts.
-func (l *link) fail(err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return
-	}
-	l.closed, l.err = true, err
-	l.queue = nil
-	l.conn.NetConn().Close() // not TLS's: it would wait for a writer
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
-}
-
-// patient is a connection that fails when nothing has come for a time, however
-// long the whole takes.
-type patient struct {
-	conn    *tls.Conn
-	timeout time.Duration
-}
-
-func (p *patient) Read(b []byte) (int, error) {
-	p.conn.SetReadDeadline(time.Now().Add(p.timeout))
-	return p.conn.Read(b)
-}
-
-// readFrame reads a frame. Memory grows with what has arrived, not with what the
-// length says.
-func readFrame(r io.Reader, max int) ([]byte, error) {
-	var head [4]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return nil, err
-	}
-	n := int(binary.BigEndian.Uint32(head[:]))
-	if n > max {
-		return nil, fmt.Errorf("peer: a frame of %d octets, more than %d", n, max)
-	}
-	const step = 1 << 20
-	b := make([]byte, 0, min(n, step))
-	for len(b) < n {
-		k := min(n-len(b), step)
-		b = append(b, make([]byte, k)...)
-		if _, err := io.ReadFull(r, b[len(b)-k:]); err != nil {
-			return nil, err
-		}
-	}
-	return b, nil
 }

@@ -10,10 +10,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/distributed-servers/ds/daemon/identity"
 	"github.com/distributed-servers/ds/internal/testcert"
 )
 
@@ -85,16 +87,53 @@ func newWorld(t testing.TB, names ...string) *world {
 	return w
 }
 
-func (w *world) open(t testing.TB, name string, change ...func(*Config)) (*Mesh, recorder, logBuffer) {
+// identity is that of a node: of the authority of this world, unless it is another.
+func (w *world) identity(t testing.TB, name string, authority ...*testcert.Authority) *identity.Keeper {
 	t.Helper()
-	cert, err := w.Issue(name)
+	dir := t.TempDir()
+	for _, a := range append([]*testcert.Authority{w.Authority}, authority...) {
+		if err := a.Write(dir, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Write(dir); err != nil { // ca.pem is that of this world
+		t.Fatal(err)
+	}
+	return open(t, name, dir)
+}
+
+func open(t testing.TB, name, dir string) *identity.Keeper {
+	t.Helper()
+	k, err := identity.Open(name, identity.Files{
+		CA: filepath.Join(dir, "ca.pem"), Cert: filepath.Join(dir, name+".pem"), Key: filepath.Join(dir, name+".key"),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return k
+}
+
+// dial connects as a stranger would, with a certificate of this world.
+func (w *world) dial(t testing.TB, as, to string, protocols ...string) *tls.Conn {
+	t.Helper()
+	cert, err := w.Issue(as)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := tls.Dial("tcp", w.addrs[to].String(), &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: w.Pool(), ServerName: to, NextProtos: protocols})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func (w *world) open(t testing.TB, name string, change ...func(*Config)) (*Mesh, recorder, logBuffer) {
+	t.Helper()
 	r, log := make(recorder, 1<<16), logBuffer{make(chan string, 100)}
 	cfg := Config{
 		Name: name, Listen: w.addrs[name], Peers: make(map[string]netip.AddrPort),
-		Certificate: cert, Authorities: w.Pool(), Handler: r, Logger: slog.New(slog.NewTextHandler(log, nil)),
+		Identity: w.identity(t, name), Handler: r, Logger: slog.New(slog.NewTextHandler(log, nil)),
 		Retry: 10 * time.Millisecond,
 	}
 	for other, addr := range w.addrs {
@@ -160,59 +199,89 @@ func TestNodeComesBack(t *testing.T) {
 func TestStrangers(t *testing.T) {
 	w := newWorld(t, "a", "b", "c")
 	others := newWorld(t, "a") // another cluster
-	for name, change := range map[string]func(*Config){
-		"other authority": func(c *Config) {
-			c.Certificate, _ = others.Issue("a")
-			c.Authorities = w.Pool()
+	refused := func(t *testing.T, log logBuffer, what string) {
+		t.Helper()
+		for line := ""; !strings.Contains(line, what); {
+			select {
+			case line = <-log.c:
+			case <-time.After(10 * time.Second):
+				t.Fatalf("nothing is said of %q", what)
+			}
+		}
+	}
+	for name, tt := range map[string]struct {
+		change func(*Config)
+		b, a   string // what their logs say
+	}{
+		"other authority": {
+			func(c *Config) { c.Identity = w.identity(t, "a", others.Authority) },
+			"it is no node of this cluster", "b refuses the certificate of this node",
 		},
-		"believes in others": func(c *Config) { c.Authorities = others.Pool() },
+		"believes in others": {
+			func(c *Config) { c.Identity = others.identity(t, "a", w.Authority) },
+			"the other node refuses the certificate", "it is no node of this cluster",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b, rb, log := w.open(t, "b", func(c *Config) { delete(c.Peers, "c") })
-			a, ra, _ := w.open(t, "a", change, func(c *Config) { delete(c.Peers, "c") })
-			select {
-			case <-log.c:
-			case <-time.After(10 * time.Second):
-				t.Fatal("b has not said that it refuses a connection")
-			}
+			b, rb, logB := w.open(t, "b", func(c *Config) { delete(c.Peers, "c") })
+			failed := make(chan error, 10)
+			a, ra, logA := w.open(t, "a", tt.change, func(c *Config) {
+				delete(c.Peers, "c")
+				c.Failed = func(name string, err error) { failed <- err }
+			})
+			refused(t, logA, tt.a)
+			refused(t, logB, tt.b)
 			a.Close()
 			b.Close()
 			if len(ra) > 0 || len(rb) > 0 {
 				t.Errorf("a was told %d things, b %d", len(ra), len(rb))
 			}
+			if err := <-failed; !strings.Contains(err.Error(), tt.a) {
+				t.Errorf("failed because of: %v", err)
+			}
 		})
 	}
-	t.Run("not its name", func(t *testing.T) {
-		cert, err := w.Issue("c")
+	t.Run("no certificate", func(t *testing.T) {
+		_, _, log := w.open(t, "b")
+		conn, err := tls.Dial("tcp", w.addrs["b"].String(), &tls.Config{RootCAs: w.Pool(), ServerName: "b", NextProtos: protocols})
+		if err == nil {
+			conn.Read(make([]byte, 1))
+			conn.Close()
+		}
+		refused(t, log, "didn't provide a certificate")
+	})
+	t.Run("another host", func(t *testing.T) {
+		_, _, _ = w.open(t, "b")
+		_, _, log := w.open(t, "a", func(c *Config) { c.Peers["c"] = w.addrs["b"] })
+		refused(t, log, `it is another node: the certificate is of \"b\", not of c`)
+	})
+	t.Run("another version", func(t *testing.T) {
+		_, _, log := w.open(t, "b")
+		cert, err := w.Issue("a")
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = Open(Config{Name: "a", Listen: w.addrs["a"], Certificate: cert, Authorities: w.Pool()})
-		if err == nil || !strings.Contains(err.Error(), `for ["c"], not for node a`) {
-			t.Errorf("opened: %v", err)
+		conn, err := tls.Dial("tcp", w.addrs["b"].String(), &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: w.Pool(), ServerName: "b", NextProtos: []string{"dsco/99"}})
+		if err == nil {
+			conn.Close()
+			t.Fatal("connected")
 		}
+		if v := explain("b", err); !errors.As(v, new(*VersionError)) {
+			t.Errorf("the newer node reads %v", v)
+		}
+		refused(t, log, "this node speaks dsco/1, the other dsco/99; the releases are too far apart")
+	})
+	t.Run("no protocol", func(t *testing.T) {
+		_, _, log := w.open(t, "b")
+		w.dial(t, "a", "b")
+		refused(t, log, "this node speaks dsco/1, the other none of it")
 	})
 	t.Run("a greater name connects", func(t *testing.T) {
 		_, rb, log := w.open(t, "b")
-		cert, err := w.Issue("c")
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn, err := tls.Dial("tcp", w.addrs["b"].String(), &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: w.Pool(), ServerName: "b"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		if _, err := conn.Read(make([]byte, 1)); err == nil {
+		if _, err := w.dial(t, "c", "b", protocols...).Read(make([]byte, 1)); err == nil {
 			t.Error("it was answered")
 		}
-		for line := ""; !strings.Contains(line, "names no node"); {
-			select {
-			case line = <-log.c: // that it cannot reach c itself comes too
-			case <-time.After(10 * time.Second):
-				t.Fatal("b has not said that it refuses the connection")
-			}
-		}
+		refused(t, log, "names no node")
 		if len(rb) > 0 {
 			t.Errorf("%d events", len(rb))
 		}
@@ -222,17 +291,9 @@ func TestStrangers(t *testing.T) {
 // A peer that says nothing is given up, and so is one that reads nothing.
 func TestSilence(t *testing.T) {
 	w := newWorld(t, "a", "b")
-	cert, err := w.Issue("a")
-	if err != nil {
-		t.Fatal(err)
-	}
 	b, rb, _ := w.open(t, "b", func(c *Config) { c.Timeout = 100 * time.Millisecond; c.MaxBacklog = 8 << 20 })
 	dial := func() *tls.Conn {
-		conn, err := tls.Dial("tcp", w.addrs["b"].String(), &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: w.Pool(), ServerName: "b"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { conn.Close() })
+		conn := w.dial(t, "a", "b", protocols...)
 		if _, err := conn.Write(make([]byte, 4)); err != nil {
 			t.Fatal(err)
 		}
@@ -267,8 +328,7 @@ func TestSilence(t *testing.T) {
 func TestAddressInUse(t *testing.T) {
 	w := newWorld(t, "a")
 	w.open(t, "a")
-	cert, _ := w.Issue("a")
-	_, err := Open(Config{Name: "a", Listen: w.addrs["a"], Certificate: cert, Authorities: w.Pool()})
+	_, err := Open(Config{Name: "a", Listen: w.addrs["a"], Identity: w.identity(t, "a")})
 	if err == nil || !strings.Contains(err.Error(), "is another dsco running") {
 		t.Errorf("opened: %v", err)
 	}

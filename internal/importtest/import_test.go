@@ -95,9 +95,21 @@ var rules = []rule{
 		why:    "the privileged daemon holds no connection: the data path lives in the application",
 	},
 	{
-		from: []string{"./daemon/config/..."},
+		from: []string{"./daemon/identity"},
 		to:   []string{"./..."},
-		why:  "config reads a file: what comes of it is for the roles to know",
+		why:  "daemon/identity is a leaf: who belongs to a cluster, whatever the cluster is for; commands use it without a daemon",
+	},
+	{
+		from:   []string{"./daemon/peer/..."},
+		to:     []string{"./..."},
+		except: []string{"./daemon/identity"},
+		why:    "daemon/peer connects nodes that prove who they are: what they say is not its concern",
+	},
+	{
+		from:   []string{"./daemon/config/..."},
+		to:     []string{"./..."},
+		except: []string{"./daemon/identity"}, // the list of members, beside the file
+		why:    "config reads a file: what comes of it is for the roles to know",
 	},
 	{
 		from:   []string{"./daemon/server/..."},
@@ -189,6 +201,10 @@ func TestBroken(t *testing.T) {
 			"./daemon/api imports .", "must not link the daemon"},
 		{"rawip is a leaf", graph{"./daemon/rawip": {"./mobility/wire"}},
 			"./daemon/rawip imports ./mobility/wire", "daemon/rawip is a leaf"},
+		{"identity is a leaf", graph{"./daemon/identity": {"./daemon/peer"}},
+			"./daemon/identity imports ./daemon/peer", "daemon/identity is a leaf"},
+		{"peer knows no member", graph{"./daemon/peer": {"./daemon/member", "./daemon/identity"}},
+			"./daemon/peer imports ./daemon/member", "what they say is not its concern"},
 		{"filter on wire", graph{"./daemon/filter": {"./mobility/wire"}}, "", ""},
 		{"host knows no role", graph{"./daemon/host": {"./daemon/config"}},
 			"./daemon/host imports ./daemon/config", "change the kernel for any role"},

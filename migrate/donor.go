@@ -43,6 +43,7 @@ type Donor struct {
 	// packets are segments that listeners had, in front of what the hold has.
 	packets [][]byte
 	drained []*stack.Conn // whose writes are blocked since Drain
+	copied  bool          // Copy gives away what arrives
 }
 
 type donorState uint8
@@ -332,7 +333,7 @@ func (d *Donor) undo() error {
 
 func (d *Donor) reset() {
 	clear(d.conns)
-	d.conns, d.packets = nil, nil
+	d.conns, d.packets, d.copied = nil, nil, false
 }
 
 // scratch keeps snapshots in their parsed form between uses: a record has more
@@ -424,9 +425,32 @@ func (d *Donor) Thaw() error {
 	return nil
 }
 
+// Copy gives f the packets that have arrived since Freeze, and those to come until
+// Thaw or Discard: for [stack.Stack.Inject] where the connections are imported, so
+// that they are there when the connections go live. They are kept here too, for
+// Thaw. f is called as [stack.Hold.Copy] says; a second one gets nothing. The
+// connections must have been exported.
+func (d *Donor) Copy(f func(packet []byte)) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.expect("copy", donorExported); err != nil {
+		return err
+	}
+	if d.copied {
+		return nil
+	}
+	d.copied = true
+	for _, p := range d.packets {
+		f(p)
+	}
+	d.hold.Copy(f)
+	return nil
+}
+
 // Discard gives the connections up: calls on them fail with [ErrMoved], and
 // their copies here are dropped with nothing on the wire. It returns the
-// packets that have arrived since Freeze, for [Target.Activate]; those that
+// packets that have arrived since Freeze, less those that Copy has given away, for
+// [Target.Activate]; those that
 // arrive from now on go to forward for the time of grace, as
 // [stack.Hold.Forward] says. Only exported connections can be discarded.
 func (d *Donor) Discard(forward func(packet []byte), grace time.Duration) (late [][]byte, err error) {
@@ -435,7 +459,10 @@ func (d *Donor) Discard(forward func(packet []byte), grace time.Duration) (late 
 	if err := d.expect("discard", donorExported); err != nil {
 		return nil, err
 	}
-	late = append(d.packets, d.hold.Forward(forward, grace)...)
+	late = d.hold.Forward(forward, grace)
+	if !d.copied {
+		late = append(d.packets, late...)
+	}
 	for i := range d.conns {
 		c := &d.conns[i]
 		c.conn.Detach()

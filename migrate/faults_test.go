@@ -497,15 +497,17 @@ func TestFaultOrder(t *testing.T) {
 			func(m model) (model, bool) {
 				return model{"not frozen", false}, in(m, "frozen", "exported") || in(m, "not frozen") && m.drained
 			}},
+		{"copy", func(d *migrate.Donor) error { return d.Copy(func([]byte) {}) },
+			func(m model) (model, bool) { return m, in(m, "exported") }},
 		{"discard", func(d *migrate.Donor) error { _, err := d.Discard(nil, 0); return err },
 			func(m model) (model, bool) { return model{"done", false}, in(m, "exported") }},
 	}
 	w := newWorld(t, options{})
 	for _, client := range []bool{false, true} {
 		var p *pair
-		for i := range 6 * 6 * 6 {
+		for i := range 7 * 7 * 7 {
 			var seq []method
-			for _, j := range []int{i % 6, i / 6 % 6, i / 36} {
+			for _, j := range []int{i % 7, i / 7 % 7, i / 49} {
 				if j < len(methods) {
 					seq = append(seq, methods[j])
 				}

@@ -72,6 +72,8 @@ type Hold struct {
 
 	mu      sync.Mutex
 	done    bool // left the table
+	copy    func(p []byte)
+	copied  bool // copy gets, or has got, every inbound packet that is kept
 	forward func(p []byte)
 	expire  tcpip.Timer
 	in, out packetQueue
@@ -87,13 +89,14 @@ type packetQueue struct {
 	dropped uint64
 }
 
-func (q *packetQueue) push(p []byte, limit int) {
+func (q *packetQueue) push(p []byte, limit int) bool {
 	if q.octets+len(p)+packetOverhead > limit {
 		q.dropped++
-		return
+		return false
 	}
 	q.octets += len(p) + packetOverhead
 	q.packets = append(q.packets, append([]byte(nil), p...))
+	return true
 }
 
 func (q *packetQueue) take() [][]byte {
@@ -329,8 +332,25 @@ func (h *Hold) end(first [][]byte, back, deliver bool) {
 	}
 }
 
+// Copy gives f the inbound packets kept so far, and every later one when it is
+// kept, until the hold ends or is told to forward. It is called with locks of the
+// stack held, on the reading goroutine: it must not block, nor call the stack, nor
+// keep what it gets.
+func (h *Hold) Copy(f func(p []byte)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.done || h.forward != nil || h.copied {
+		return
+	}
+	h.copy, h.copied = f, true
+	for _, p := range h.in.packets {
+		f(p)
+	}
+}
+
 // Forward turns the hold into a moved filter: it returns the inbound packets
-// kept so far, and every later one goes to forward, never to the netstack, so
+// kept so far, less those that Copy has given away, and every later one goes to
+// forward, never to the netstack, so
 // that nobody here answers for a connection that lives elsewhere. Outbound
 // packets are dropped. forward gets a copy with one hop less to go; it is called
 // on the reading goroutine, so it must not block; nil drops. The filter ends
@@ -350,9 +370,11 @@ func (h *Hold) Forward(forward func(p []byte), grace time.Duration) (late [][]by
 	if h.done {
 		return nil
 	}
-	late = h.in.take()
+	if late = h.in.take(); h.copied {
+		late = nil
+	}
 	h.out.take()
-	h.forward = forward
+	h.forward, h.copy = forward, nil
 	f.settle(h, false) // h knows better where they have moved
 	if grace <= 0 {
 		f.remove(h)
@@ -422,7 +444,11 @@ func (f *filter) inbound(a arrived) (taken bool, forward func(p []byte)) {
 		return false, nil
 	}
 	if h.forward == nil {
-		a.each(func(p []byte) { h.in.push(p, f.limit) })
+		a.each(func(p []byte) {
+			if h.in.push(p, f.limit) && h.copy != nil {
+				h.copy(p)
+			}
+		})
 	}
 	return true, h.forward
 }

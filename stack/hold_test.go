@@ -122,6 +122,37 @@ func TestHoldOrder(t *testing.T) {
 	mustReceive(t, s, 0, 14_000)
 }
 
+// TestHoldCopy: what is copied is all that is kept, once, and Forward does not give
+// it out again.
+func TestHoldCopy(t *testing.T) {
+	client, server := newNodes(t, nil)
+	c, s := connect(t, client.Stack, server.Stack, server6)
+	pingPong(t, c, s)
+	client.dev.settle(t)
+	server.dev.settle(t)
+	h, err := server.HoldClient(client6)
+	h = mustHold(t, h, err)
+	before, _ := server.dev.counts()
+	var copied [][]byte
+	for i := range 2 { // before Copy, and after it
+		from, _ := server.dev.counts()
+		mustSend(t, c, 1000*i, 1000)
+		server.dev.wait(t, "data", func() bool { return slices.ContainsFunc(server.dev.in[from:], hasData) })
+		server.dev.settle(t)
+		h.Copy(func(p []byte) { copied = append(copied, slices.Clone(p)) }) // the second time in vain
+	}
+	if arrived := server.dev.received(before); !slices.EqualFunc(copied, arrived, bytes.Equal) {
+		t.Errorf("%d packets copied, %d had arrived, or in another order", len(copied), len(arrived))
+	}
+	if late := h.Forward(nil, time.Hour); len(late) != 0 {
+		t.Errorf("%d packets again", len(late))
+	}
+	h2, err := server.HoldClient(client6)
+	h2 = mustHold(t, h2, err)
+	h2.Release(copied...)
+	mustReceive(t, s, 0, 2000)
+}
+
 // TestReleaseFirst: what is given to Release comes before what was kept.
 func TestReleaseFirst(t *testing.T) {
 	client, server := newNodes(t, nil)

@@ -48,13 +48,15 @@
 //	drain     handlers come to rest
 //	freeze    nothing moves from here on
 //	export    snapshot, application state
+//	            ━━━━━━━━━━━━━━━ point of no return ━━━━━━━━━━━━━━━━━
 //	transfer  ─────────────────────────────────►   rebuilt, silent
-//	            ━━━━━━━━━━━━━ commit: point of no return ━━━━━━━━━━━━━
-//	commit    ─────────────────────────────────►   packets redirected, live
+//	            what arrives late ─────────────►   taken: packets redirected, live
 //	release   copies dropped, stragglers forwarded
 //
-// Whatever fails before commit, the client goes on being served where it was.
-// At no time can more than one node send to it.
+// Whatever fails before transfer, the client goes on being served where it was.
+// From then on it is for the target to say: it takes the client, or it does not and
+// never will, and the client goes on where it was. At no time can more than one
+// node send to it.
 //
 // # Application state
 //

@@ -26,8 +26,8 @@ var (
 	// ErrBusy means that the client is being handed off already.
 	ErrBusy = errors.New("the client is being handed off already")
 
-	// ErrUnknown means that an earlier handoff of the client was committed, but
-	// the daemon was lost before it could say what has become of it.
+	// ErrUnknown means that in an earlier handoff the client was given away, but the
+	// daemon was lost before it could say what has become of it.
 	ErrUnknown = errors.New("the outcome of an earlier handoff of the client is not known yet")
 
 	// ErrSelf means that the target is this very node.

@@ -39,17 +39,14 @@ func TestFaults(t *testing.T) {
 		{"a", api.Prepared, errCut, ds.StagePrepare, false, "a", ds.ErrDetached},
 		{"a", api.Prepared, nil, ds.StagePrepare, false, "a", ds.ErrRefused},
 		{"a", api.Transfer, errCut, ds.StageTransfer, false, "a", ds.ErrDetached},
-		{"a", api.Transfer, dstest.ErrLost, ds.StageTransfer, false, "a", ds.ErrDetached},
+		{"a", api.Transfer, dstest.ErrLost, ds.StageTransfer, true, "a", ds.ErrDetached},
 		{"b", api.Offer, errCut, ds.StageTransfer, false, "a", ds.ErrRefused},
 		{"b", api.Accepted, errCut, ds.StageTransfer, false, "a", ds.ErrRefused},
 		{"b", api.Accepted, nil, ds.StageTransfer, false, "a", ds.ErrRefused},
-		{"a", api.Imported, errCut, ds.StageTransfer, false, "a", ds.ErrDetached},
-		{"a", api.Commit, errCut, ds.StageCommit, false, "a", ds.ErrDetached},
-		{"a", api.Commit, dstest.ErrLost, ds.StageCommit, true, "a", ds.ErrDetached},
-		{"b", api.Activate, errCut, ds.StageCommit, false, "a", ds.ErrRefused},
+		{"b", api.Activate, errCut, ds.StageTransfer, false, "a", ds.ErrRefused},
 		{"b", api.Activated, errCut, "", false, "b", nil},
 		{"b", api.Activated, dstest.ErrLost, "", false, "b", nil},
-		{"a", api.Done, errCut, ds.StageCommit, true, "b", ds.ErrDetached},
+		{"a", api.Done, errCut, ds.StageTransfer, true, "b", ds.ErrDetached},
 	} {
 		what := "no"
 		if tt.fault != nil {

@@ -45,7 +45,7 @@ type handoff struct {
 	states   [][]byte
 
 	answer   chan answer   // of the daemon
-	came     phase         // how far it had come when commit gave up waiting
+	came     phase         // how far it had come when transfer gave up waiting
 	released time.Duration // how long release took
 
 	// Under Node.mu.
@@ -58,7 +58,7 @@ type phase uint8
 
 const (
 	open      phase = iota // can be undone
-	committed              // Commit is on its way: only its answer can end this
+	committed              // Transfer is on its way: only its answer can end this
 	settled                // the answer is there
 )
 
@@ -87,8 +87,9 @@ func (h *handoff) reply(a answer) {
 // [ErrRestless] if it takes too long.
 //
 // The error is a [*HandoffError]: it says whether the client is served here as
-// before. When ctx ends, a handoff that has not come to its commit is undone;
-// one that has goes on, whatever Handoff returns.
+// before. When ctx ends, a handoff that has not come to its transfer is undone; one
+// that has is called off if the target has not taken the client yet, and otherwise
+// goes on: which of the two shows later.
 func (n *Node) Handoff(ctx context.Context, client netip.Addr, to string, state func(net.Conn) ([]byte, error)) (*Report, error) {
 	h := &handoff{node: n, client: client.Unmap(), to: to, state: state, answer: make(chan answer, 1)}
 	if err := h.begin(ctx); err != nil {
@@ -158,10 +159,9 @@ func (h *handoff) run(ctx context.Context) (Stage, error) {
 		{StageDrain, h.drain},
 		{StageFreeze, h.freeze},
 		{StageExport, h.export},
-		{StageTransfer, h.transfer},
-		// ━━━ Point of no return: once Commit is sent, only the daemon can say
+		// ━━━ Point of no return: once Transfer is sent, only the daemon can say
 		// who has the client. ━━━
-		{StageCommit, h.commit},
+		{StageTransfer, h.transfer},
 	} {
 		begin := time.Now()
 		if err := s.do(ctx); err != nil {
@@ -187,7 +187,7 @@ func (h *handoff) ask(ctx context.Context, want api.Kind, m *api.Message) (*api.
 		return nil, ErrDetached
 	}
 	h.want = want
-	if m.Kind == api.Commit {
+	if m.Kind == api.Transfer {
 		h.phase = committed
 	}
 	n.mu.Unlock()
@@ -198,6 +198,9 @@ func (h *handoff) ask(ctx context.Context, want api.Kind, m *api.Message) (*api.
 		delete(n.doubtful, h.client)
 		n.mu.Unlock()
 		return nil, fmt.Errorf("%w: %w", ErrDetached, err)
+	}
+	if m.Kind == api.Transfer {
+		h.donor.Copy(h.late) // unless it is over already
 	}
 	select {
 	case a := <-h.answer:
@@ -276,34 +279,36 @@ func (h *handoff) export(ctx context.Context) (err error) {
 	return nil
 }
 
-// transfer has the target rebuild the connections, silent.
+// transfer gives the client away. Until the answer is there, nobody here makes a
+// sound; see answered for what it brings about.
 func (h *handoff) transfer(ctx context.Context) error {
 	if n := h.report.Snapshot + h.report.State; n > maxTransfer {
 		return fmt.Errorf("%d octets of connections and state, more than the %d that can be sent at once", n, maxTransfer)
 	}
-	_, err := h.ask(ctx, api.Imported, &api.Message{
+	m, err := h.ask(ctx, api.Done, &api.Message{
 		Kind: api.Transfer, Snapshot: h.snapshot, State: h.states, Connections: h.report.Connections,
 	})
 	h.snapshot, h.states = nil, nil
-	return err
-}
-
-// commit gives the client away. Until the answer is there, nobody here makes a
-// sound; see answered for what it brings about.
-func (h *handoff) commit(ctx context.Context) error {
-	m, err := h.ask(ctx, api.Done, &api.Message{Kind: api.Commit})
 	n := h.node
 	n.mu.Lock()
 	h.came = h.phase
 	n.mu.Unlock()
-	if m == nil && h.came == settled { // it came after all
+	switch {
+	case m == nil && h.came == settled: // it came after all
 		a := <-h.answer
 		err = a.failure()
+	case h.came == committed: // nobody waits any more
+		h.session.Send(&api.Message{Kind: api.Abort, ID: h.id, Client: h.client})
 	}
 	return err
 }
 
-// answered takes an answer of the daemon. What the answer to Commit means is
+// late sends a packet after the connections that it is for.
+func (h *handoff) late(p []byte) {
+	h.session.Send(&api.Message{Kind: api.Late, ID: h.id, Client: h.client, Packets: [][]byte{p}})
+}
+
+// answered takes an answer of the daemon. What the answer to Transfer means is
 // done here and now, whether or not anybody waits for it any more.
 func (n *Node) answered(m *api.Message) {
 	n.mu.Lock()

@@ -4,12 +4,15 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/distributed-servers/ds"
+	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/dstest"
 )
 
@@ -46,6 +49,64 @@ func TestStreams(t *testing.T) {
 			for _, s := range streams {
 				s.finish(t)
 			}
+			w.noFaults()
+		})
+	}
+}
+
+// What the client sends while its connections are on their way is there when they
+// go live: with a refusal it is at the donor instead.
+func TestLate(t *testing.T) {
+	for _, refuse := range []bool{false, true} {
+		t.Run(fmt.Sprintf("refused %t", refuse), func(t *testing.T) {
+			var s *stream
+			sent, late := make(chan error, 1), make(chan struct{}, 100)
+			w := newWorld(t, func(c *dstest.Cluster) {
+				c.Intercept = func(node string, m *api.Message) error {
+					switch {
+					case node == "b" && m.Kind == api.Late:
+						late <- struct{}{}
+					case node == "b" && m.Kind == api.Accepted && s != nil:
+						b := make([]byte, 1000)
+						pattern(b, s.out.Load())
+						_, err := s.Write(b)
+						s.out.Add(1000)
+						sent <- err
+						if err == nil {
+							<-late // not before it is on its way to the target
+						}
+						if refuse {
+							m.Error = "not today"
+						}
+						s = nil
+					}
+					return nil
+				}
+			}, "a", "b")
+			stream := w.dial(client1)
+			stream.ping(t)
+			s = stream
+			owner, other := "b", "a"
+			_, err := w.nodes["a"].handoff(client1, "b")
+			if refuse {
+				owner, other = "a", "b"
+			}
+			if (err != nil) != refuse {
+				t.Fatal(err)
+			}
+			if err := <-sent; err != nil {
+				t.Fatal(err)
+			}
+			b := make([]byte, 1000)
+			if _, err := io.ReadFull(stream, b); err != nil {
+				t.Fatal(err)
+			}
+			if err := verify(b, stream.in.Load()); err != nil {
+				t.Fatal(err)
+			}
+			stream.in.Add(1000)
+			w.awaitHandoff(client1, owner, other)
+			stream.ping(t)
 			w.noFaults()
 		})
 	}

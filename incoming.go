@@ -11,6 +11,7 @@ import (
 
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/migrate"
+	"github.com/distributed-servers/ds/stack"
 )
 
 // maxArrivals is how many clients wait for Accept before more are refused.
@@ -176,7 +177,7 @@ type arrival struct {
 // strandTime is how long an arrival is kept whose daemon was lost.
 const strandTime = 30 * time.Second
 
-// strandLocked keeps an arrival whose daemon was lost. No word of a commit has
+// strandLocked keeps an arrival whose daemon was lost. No word to activate it has
 // come, and none will; but there may have been one, so that the client's packets
 // come here until its donor has it back. To hold them for a while is better than
 // to answer them: with a reset.
@@ -296,6 +297,24 @@ func (n *Node) activate(m *api.Message) *api.Message {
 	}
 	a.to.deliver(in)
 	return reply
+}
+
+// late takes packets of a client that have come to the node that it comes from.
+func (n *Node) late(m *api.Message) {
+	n.mu.Lock()
+	silent := false
+	for _, a := range n.arriving {
+		silent = silent || a.client == m.Client
+	}
+	n.mu.Unlock()
+	if !silent && !n.clients.has(m.Client) {
+		return // it was refused, and goes on there
+	}
+	for _, p := range m.Packets {
+		if t, ok := stack.InboundTuple(p); ok && t.Remote.Addr() == m.Client {
+			n.stack.Inject(p)
+		}
+	}
 }
 
 // forget drops an arrival that came to nothing.

@@ -175,7 +175,7 @@ func (n *Node) start(ctx context.Context) (*stack.Stack, error) {
 
 // Close ends everything: the listeners, and what connections are still here,
 // which are reset. Those that have left, or may have, are not touched. Handoffs
-// that have not come to their commit fail.
+// that have not come to their transfer fail.
 func (n *Node) Close() error {
 	n.starting.Lock()
 	defer n.starting.Unlock()

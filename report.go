@@ -17,8 +17,7 @@ const (
 	StageDrain    Stage = "drain"
 	StageFreeze   Stage = "freeze"
 	StageExport   Stage = "export"
-	StageTransfer Stage = "transfer" // to the target and back, with the import there
-	StageCommit   Stage = "commit"   // to the target and back, with its activation
+	StageTransfer Stage = "transfer" // to the target, which goes live, and back
 	StageRelease  Stage = "release"
 )
 

@@ -89,7 +89,7 @@ func (n *Node) dispatch(s Session, m *api.Message) {
 		n.stack.Unbind(m.Client)
 	case api.Asked:
 		n.wg.Go(func() { n.asked(s, m) })
-	case api.Prepared, api.Imported:
+	case api.Prepared:
 		n.answered(m)
 	case api.Done:
 		n.answered(m)
@@ -98,6 +98,8 @@ func (n *Node) dispatch(s Session, m *api.Message) {
 		}
 	case api.Offer:
 		s.Send(n.offered(m))
+	case api.Late:
+		n.late(m)
 	case api.Activate:
 		s.Send(n.activate(m))
 	case api.Forget:

@@ -32,12 +32,12 @@ type daemon struct {
 
 // handoff is one between two nodes, known by the ID that the target sees.
 type handoff struct {
-	client    netip.Addr
-	from, to  *daemon
-	id        uint64 // at the donor
-	offered   uint64 // at the target, 0: not yet
-	committed bool
-	done      *api.Message // the answer to the commit, if the donor could not be told
+	client   netip.Addr
+	from, to *daemon
+	id       uint64       // at the donor
+	offered  uint64       // at the target, 0: not yet
+	taken    bool         // the target has rebuilt the connections, and may be live
+	done     *api.Message // the answer to Transfer, if the donor could not be told
 }
 
 // ErrLost, from Cluster.Intercept, loses a message of an application on its way

@@ -2,6 +2,7 @@ package dstest
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/distributed-servers/ds/daemon/api"
@@ -35,70 +36,88 @@ func (c *Cluster) step(d *daemon, m *api.Message) (out []message) {
 	case api.Prepare:
 		out = append(out, message{d, c.prepare(d, m)})
 	case api.Transfer:
-		h := c.find(d, m.ID)
-		if h == nil || h.done != nil {
-			out = append(out, message{d, &api.Message{Kind: api.Imported, ID: m.ID, Error: "the target is gone"}})
-			break
+		out = c.transfer(d, m)
+	case api.Late:
+		if h := c.find(d, m.ID); h != nil && h.offered != 0 && (h.done == nil || h.done.Error == "") {
+			out = append(out, message{h.to, &api.Message{Kind: api.Late, Client: h.client, Packets: m.Packets}})
 		}
-		c.lastID++
-		h.offered = c.lastID
-		c.handoffs[h.offered] = h
-		out = append(out, message{h.to, &api.Message{
-			Kind: api.Offer, ID: h.offered, Client: h.client, From: d.name, Snapshot: m.Snapshot, State: m.State,
-		}})
 	case api.Accepted:
-		if h := c.handoffs[m.ID]; h != nil && h.to == d && h.done == nil {
-			out = append(out, message{h.from, &api.Message{Kind: api.Imported, ID: h.id, Error: m.Error}})
-		}
-	case api.Commit:
-		h := c.find(d, m.ID)
-		if h == nil {
-			c.lastID++
-			h = &handoff{client: m.Client, from: d, id: m.ID}
-			c.handoffs[c.lastID] = h
-			h.done = &api.Message{Kind: api.Done, ID: m.ID, Error: "it was not prepared"}
-		}
-		if h.done != nil {
-			out = append(out, message{d, h.done})
-			break
-		}
-		h.committed = true
-		c.own(h.client, h.to.name)
-		out = append(out, message{h.to, &api.Message{Kind: api.Activate, ID: h.offered, Optimised: c.Optimise}})
-	case api.Activated:
 		h := c.handoffs[m.ID]
-		if h == nil || h.to != d || h.done != nil {
-			break
+		switch {
+		case h == nil || h.to != d || h.done != nil || h.taken:
+		case m.Error != "":
+			out = c.callOff(h, m.Error)
+		default:
+			h.taken = true
+			c.own(h.client, d.name)
+			c.bind(h.client, d)
+			out = append(out, message{d, &api.Message{Kind: api.Activate, ID: h.offered, Optimised: c.Optimise}})
 		}
-		out = append(out, c.decide(h, m.Error)...)
+	case api.Activated:
+		if h := c.handoffs[m.ID]; h != nil && h.to == d && h.done == nil {
+			out = c.decide(h, "")
+		}
 	case api.Abort:
-		if h := c.find(d, m.ID); h != nil && !h.committed {
+		h := c.find(d, m.ID)
+		switch {
+		case h == nil || h.taken || h.done != nil:
+		case h.offered == 0:
 			c.forget(h)
-			if h.offered != 0 {
-				out = append(out, message{h.to, &api.Message{Kind: api.Forget, ID: h.offered}})
-			}
+		default:
+			out = c.callOff(h, "the donor has called it off")
 		}
 	}
 	return out
 }
 
-// decide ends a handoff that was committed: it is over with an error or without.
-func (c *Cluster) decide(h *handoff, failure string) []message {
-	done := &api.Message{Kind: api.Done, ID: h.id}
-	if failure != "" {
-		c.own(h.client, h.from.name)
-		done.Error = failure
-	} else {
-		done.CareOf = h.to.careOf
-		if cl := c.clients[h.client]; cl != nil && c.Optimise {
-			cl.dev.bind(h.to.careOf)
-		}
+// transfer offers what a donor has given away. mu is held.
+func (c *Cluster) transfer(d *daemon, m *api.Message) []message {
+	h := c.find(d, m.ID)
+	if h == nil {
+		return []message{{d, &api.Message{Kind: api.Done, ID: m.ID, Error: "it was not prepared"}}}
 	}
-	h.done = done // also for when it is back, if it is away or does not get it
-	return []message{{h.from, done}}
+	if h.done != nil {
+		return []message{{d, h.done}}
+	}
+	c.lastID++
+	h.offered = c.lastID
+	c.handoffs[h.offered] = h
+	return []message{{h.to, &api.Message{
+		Kind: api.Offer, ID: h.offered, Client: h.client, From: d.name, Snapshot: m.Snapshot, State: m.State,
+	}}}
 }
 
-// resolve is what the daemons do about handoffs that were committed when an
+// bind is the Binding Update of a client's new owner, if the client knows Mobile
+// IPv6. mu is held.
+func (c *Cluster) bind(client netip.Addr, owner *daemon) {
+	if cl := c.clients[client]; cl != nil && c.Optimise {
+		cl.dev.bind(owner.careOf)
+	}
+}
+
+// decide ends a handoff: it is over with an error or without. mu is held.
+func (c *Cluster) decide(h *handoff, failure string) []message {
+	h.done = &api.Message{Kind: api.Done, ID: h.id, Error: failure} // also for when it is back, if it is away or does not get it
+	if failure == "" {
+		h.done.CareOf = h.to.careOf
+	} else {
+		c.own(h.client, h.from.name)
+		c.bind(h.client, h.from)
+	}
+	return []message{{h.from, h.done}}
+}
+
+// callOff decides a handoff that the target has not taken, and never will. mu is
+// held.
+func (c *Cluster) callOff(h *handoff, why string) []message {
+	out := c.decide(h, why)
+	if h.offered != 0 {
+		out = append(out, message{h.to, &api.Message{Kind: api.Forget, ID: h.offered}})
+	}
+	return out
+}
+
+// resolve is what the daemons do about handoffs that were not decided when an
 // application was lost that is back now. mu is held.
 func (c *Cluster) resolve(d *daemon, hello *api.Message) (out []message) {
 	seen := make(map[*handoff]bool)
@@ -112,10 +131,10 @@ func (c *Cluster) resolve(d *daemon, hello *api.Message) (out []message) {
 			c.forget(h)
 		case h.from == d && h.done != nil:
 			out = append(out, message{d, h.done})
-		case h.to == d && h.committed && h.done == nil:
+		case h.to == d && h.taken && h.done == nil:
 			failure := ""
 			if hello.HasTUN && !slices.Contains(hello.Resume, h.client) {
-				failure = "the target never heard of the commit"
+				failure = "the target never heard that it has the client"
 			}
 			out = append(out, c.decide(h, failure)...)
 		}
@@ -167,24 +186,21 @@ func (c *Cluster) forget(h *handoff) {
 	}
 }
 
-// detached is what the daemons do when an application's session ends: what is
-// not committed comes to nothing. mu is held.
+// detached is what the daemons do when an application's session ends: what the
+// target has not taken comes to nothing. mu is held.
 func (c *Cluster) detached(d *daemon) (out []message) {
 	seen := make(map[*handoff]bool)
 	for _, h := range c.handoffs {
-		if seen[h] || h.committed || h.done != nil || h.from != d && h.to != d {
+		if seen[h] || h.taken || h.done != nil || h.from != d && h.to != d {
 			continue
 		}
 		seen[h] = true
-		// Perhaps the donor has sent a commit that never came, or will.
-		h.done = &api.Message{Kind: api.Done, ID: h.id, Error: "the handoff had ended before it was committed"}
-		switch {
-		case h.offered == 0:
-		case h.from == d:
-			out = append(out, message{h.to, &api.Message{Kind: api.Forget, ID: h.offered}})
-		default:
-			out = append(out, message{h.from, &api.Message{Kind: api.Imported, ID: h.id, Error: "the target is gone"}})
+		if h.offered == 0 {
+			// Perhaps the donor has sent a Transfer that never came, or will.
+			h.done = &api.Message{Kind: api.Done, ID: h.id, Error: "the handoff had ended before the client was given away"}
+			continue
 		}
+		out = append(out, c.callOff(h, "an application was lost before the target had taken the client")...)
 	}
 	return out
 }

@@ -19,6 +19,7 @@ const (
 	needCareOf
 	needProgram
 	needConfig
+	needPackets
 )
 
 // A rule of a kind: which end sends it, and what it must have. Answers need
@@ -40,9 +41,8 @@ var rules = [kinds]struct {
 	Prepare:       {application, needID | needClient | needTo, false},
 	Prepared:      {daemon, needID, true},
 	Transfer:      {application, needID | needSnapshot, false},
-	Imported:      {daemon, needID, true},
-	Commit:        {application, needID, false},
 	Done:          {daemon, needID | needCareOf, true},
+	Late:          {either, needClient | needPackets, false},
 	Abort:         {application, needID, true},
 	Offer:         {daemon, needID | needClient | needFrom | needSnapshot, false},
 	Accepted:      {application, needID, true},
@@ -96,6 +96,7 @@ func (m *Message) checkFields() error {
 		need(needCareOf, m.CareOf.IsValid(), "care-of address"),
 		need(needProgram, m.Program != "", "program"),
 		need(needConfig, m.Config != nil, "configuration"),
+		need(needPackets, len(m.Packets) > 0, "packets"),
 		checkAddr("client", m.Client, false),
 		checkAddr("care-of address", m.CareOf, false),
 		checkLen("error", len(m.Error), maxError),
@@ -103,6 +104,7 @@ func (m *Message) checkFields() error {
 		checkName("node", m.From),
 		checkName("program", m.Program),
 		checkLen("state", len(m.State), maxElements),
+		checkLen("packets", len(m.Packets), maxElements),
 		checkLen("resume", len(m.Resume), maxElements),
 		checkLen("doubts", len(m.Doubts), maxElements),
 		checkConnections(m.Connections),

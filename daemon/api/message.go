@@ -21,7 +21,7 @@ const (
 	// Hello is the application's first message: Program, AcceptsHandoffs. HasTUN
 	// means that it was attached before, has not ended since and still has the
 	// descriptors; then Resume are the clients that it owns, and Doubts its
-	// handoffs that it has committed and not heard the end of: Done will tell. A
+	// handoffs after Transfer of which it has not heard the end: Done will tell. A
 	// later Hello says that AcceptsHandoffs has changed, and is not answered.
 	Hello Kind = iota + 1
 	// Welcome answers it: Config, and with it the descriptors of the TUN unless
@@ -45,16 +45,17 @@ const (
 	// Handoff, or Error.
 	Prepare
 	Prepared
-	// Transfer carries the Snapshot and the application's State. Imported
-	// answers, or Error: then nothing has happened.
+	// Transfer carries the Snapshot and the application's State, and is the point
+	// of no return. Done answers: the client lives at To, whose care-of address is
+	// CareOf. Error: it does not, and nobody but the donor has it.
 	Transfer
-	Imported
-	// Commit is the point of no return. Done answers: the client lives at To,
-	// whose care-of address is CareOf. Error: it does not, and nobody but the
-	// donor has it.
-	Commit
 	Done
-	// Abort calls a handoff off before Commit.
+	// Late brings Packets of Client, to the distributed server address, that have
+	// come to the donor since: from the donor after Transfer, and to the target
+	// after Offer.
+	Late
+	// Abort calls a handoff off before Transfer. After it, Abort asks for that: if
+	// the target has not taken the client, it never will, and Done tells.
 	Abort
 
 	// Offer brings a Client from node From. Accepted: the connections are
@@ -77,8 +78,8 @@ const (
 
 var kindNames = [kinds]string{
 	Hello: "hello", Welcome: "welcome", ConfigChanged: "config", Owned: "owned", Gone: "gone", Bound: "bound", Unbound: "unbound",
-	Asked: "asked", Answered: "answered", Prepare: "prepare", Prepared: "prepared", Transfer: "transfer", Imported: "imported",
-	Commit: "commit", Done: "done", Abort: "abort", Offer: "offer", Accepted: "accepted", Activate: "activate",
+	Asked: "asked", Answered: "answered", Prepare: "prepare", Prepared: "prepared", Transfer: "transfer",
+	Done: "done", Late: "late", Abort: "abort", Offer: "offer", Accepted: "accepted", Activate: "activate",
 	Activated: "activated", Forget: "forget", Settled: "settled",
 }
 
@@ -118,10 +119,12 @@ type Message struct {
 
 	Handoff uint64  `cbor:"17,keyasint,omitempty"` // what the nodes call a handoff, see [Doubt]
 	Doubts  []Doubt `cbor:"18,keyasint,omitempty"`
+
+	Packets [][]byte `cbor:"19,keyasint,omitempty"`
 }
 
-// Doubt is a handoff that an application has committed without having heard the
-// end of it. It outlives the daemon with which it was begun.
+// Doubt is a handoff of which an application has sent Transfer without having heard
+// the end of it. It outlives the daemon with which it was begun.
 type Doubt struct {
 	_       struct{} `cbor:",toarray"`
 	ID      uint64   // the application's
@@ -199,8 +202,10 @@ func AppendMessage(b []byte, m *Message) ([]byte, error) {
 		return b, err
 	}
 	size := len(m.Snapshot)
-	for _, s := range m.State {
-		size += len(s)
+	for _, parts := range [...][][]byte{m.State, m.Packets} {
+		for _, s := range parts {
+			size += len(s)
+		}
 	}
 	if err := checkLen("octets", size, MaxMessage); err != nil {
 		return b, fmt.Errorf("%w: %s: %w", ErrMessage, m.Kind, err)

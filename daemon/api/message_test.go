@@ -35,8 +35,7 @@ var complete = [kinds]*Message{
 	Prepare:       {ID: 1, Client: addr1, To: "b"},
 	Prepared:      {ID: 1, Optimised: true, Handoff: 2},
 	Transfer:      {ID: 1, Snapshot: []byte("snapshot"), State: [][]byte{[]byte("a"), {}}},
-	Imported:      {ID: 1},
-	Commit:        {ID: 1},
+	Late:          {ID: 1, Client: netip.MustParseAddr("2001:db8::1"), Packets: [][]byte{{6}, {}}},
 	Done:          {ID: 1, CareOf: addr2},
 	Abort:         {ID: 1},
 	Offer:         {ID: 1, Client: addr1, From: "a", Snapshot: []byte("snapshot")},
@@ -139,7 +138,7 @@ func TestBadMessages(t *testing.T) {
 
 // A long error does not end a session: it is for people, and cut.
 func TestLongError(t *testing.T) {
-	m := &Message{Kind: Imported, ID: 1, Error: strings.Repeat("é", maxError)}
+	m := &Message{Kind: Prepared, ID: 1, Error: strings.Repeat("é", maxError)}
 	b, err := AppendMessage(nil, m)
 	if err != nil {
 		t.Fatal(err)

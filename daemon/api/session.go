@@ -26,8 +26,8 @@ import (
 //	handoff, as donor
 //	             ◄───────────────────────────── Asked (by an operator)
 //	Prepare      ─────────────────────────────► Prepared
-//	Transfer     ─────────────────────────────► Imported
-//	Commit       ─────────────────────────────► Done
+//	Transfer     ─────────────────────────────► Done
+//	Late         ──────────────────────────────  (until Done)
 //	Settled      ──────────────────────────────  (to Done)
 //	Abort        ──────────────────────────────
 //	Answered     ──────────────────────────────  (to Asked)
@@ -35,13 +35,14 @@ import (
 //	handoff, as target
 //	             ◄───────────────────────────── Offer
 //	Accepted     ──────────────────────────────
+//	             ◄───────────────────────────── Late
 //	             ◄───────────────────────────── Activate
 //	Activated    ──────────────────────────────
 //	             ◄───────────────────────────── Forget
 //
 // Messages about the same handoff carry its ID, which the donor's application
-// chooses for Prepare, Transfer, Commit, Abort and their answers, and the daemon
-// for all others.
+// chooses for Prepare, Transfer, Abort, their answers and the Late that it sends, and
+// the daemon for all others.
 //
 // Send may be called from any goroutine, Receive from one at a time.
 type Session struct {
@@ -67,6 +68,7 @@ type end uint8
 const (
 	application end = iota + 1
 	daemon
+	either = application | daemon // in rules
 )
 
 func (e end) String() string {
@@ -113,8 +115,8 @@ func newSession(conn *net.UnixConn, r *bufio.Reader, e end) *Session {
 func (s *Session) Receive() (*Message, error) {
 	m, err := ReadMessage(s.r)
 	switch {
-	case err == nil && rules[m.Kind].from == s.end:
-		err = fmt.Errorf("%w: %s from the %s", ErrMessage, m.Kind, 3-s.end)
+	case err == nil && rules[m.Kind].from&(either-s.end) == 0:
+		err = fmt.Errorf("%w: %s from the %s", ErrMessage, m.Kind, either-s.end)
 	case err == nil:
 		if !s.heard {
 			s.heard = true
@@ -137,7 +139,7 @@ func (s *Session) Send(m *Message) error { return s.SendFiles(m) }
 // SendFiles sends a message with descriptors, which stay the caller's. Only the
 // first message of a session can have some.
 func (s *Session) SendFiles(m *Message, files ...*os.File) error {
-	if rules[min(m.Kind, kinds-1)].from != s.end {
+	if rules[min(m.Kind, kinds-1)].from&s.end == 0 {
 		return fmt.Errorf("%w: %s is not for the %s to send", ErrMessage, m.Kind, s.end)
 	}
 	frame, err := AppendMessage(nil, m)

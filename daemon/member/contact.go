@@ -279,13 +279,13 @@ func (m *Member) fromPeer(from string, msg *Message) {
 		if m.IsContact() {
 			m.forget(from, msg.Client, msg.Epoch)
 		}
-	case Prepare, Transfer, Commit, Query:
+	case Prepare, Transfer, Late, Query:
 		m.asTarget(from, msg)
 	case Settled:
 		m.settled(from, msg)
 	case Abort:
 		m.calledOff(from, msg)
-	case Prepared, Imported, Done:
+	case Prepared, Done:
 		m.asDonor(from, msg)
 	}
 }

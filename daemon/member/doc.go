@@ -37,11 +37,11 @@
 //	    │◄──────────┤◄─────────────────┤                │
 //	  freeze        │                  │                │
 //	    │ Transfer  │ Transfer         │ Offer          │
-//	    ├──────────►├─────────────────►├───────────────►│ import, silent
-//	    │ Imported  │         Imported │       Accepted │
-//	    │◄──────────┤◄─────────────────┤◄───────────────┤
-//	    │ Commit    │ Commit           │                │
-//	    ├──────────►╪═════════════════►│ Binding Update │    ═: ownership passes
+//	    ├──────────►╪═════════════════►├───────────────►│ import, silent
+//	    │ Late      │ Late             │ Late           │    ═: given away
+//	    ├┄┄┄┄┄┄┄┄┄┄►├┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄►├┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄►│
+//	    │           │                  │       Accepted │
+//	    │           │   Binding Update ╪◄═══════════════┤    ═: taken
 //	    │           │                  │ Activate       │
 //	    │           │                  ├───────────────►│ live
 //	    │ Done      │             Done │      Activated │
@@ -50,17 +50,23 @@
 //	    │ Settled   │ Settled          │                │
 //	    ├──────────►├─────────────────►│ forgets        │
 //
-// Until Commit any of them can call it off, and the donor's application thaws
-// the client. With Commit the donor stops being the owner: it deletes what it
-// knows of the binding and neither sends for the client nor answers for it until
-// it hears Done. Done with an error means that the target does not have the
-// client and never will: the donor is the owner once more, with a later epoch. If
-// the connection between the two is lost in between, the donor asks (Query) when
-// it is back.
+// Until Transfer any of them can call it off, and the donor's application thaws the
+// client. Transfer is all that the target needs: with it the donor stops being the
+// owner. It deletes what it knows of the binding and neither sends for the client
+// nor answers for it until it hears Done. Done with an error means that the target
+// does not have the client and never will: the donor is the owner once more, with
+// a later epoch. The target decides when its application has rebuilt the
+// connections; an application that refuses, ends or takes too long before has had
+// no say, and the client goes back. If the connection between the two is lost
+// meanwhile, or nothing is heard, the donor asks (Query), which also decides: what
+// has not been taken by then never will be.
+//
+// What the client sends in between comes to the donor, and is sent after the
+// connections (Late), so that the target has it when it goes live.
 //
 // A daemon that ends takes its member's memory along, while the applications go
 // on. What has to be known afterwards the application tells with its Hello: what
-// it owns, and which commits it is in doubt about. The exception is what a target
+// it owns, and which handoffs it is in doubt about. The exception is what a target
 // has taken: the client may have gone on, or away, before its donor asks. So that
 // is recorded (record.go) until the donor's application is known to know. A
 // member that was started anew does not know the epochs of its clients either;

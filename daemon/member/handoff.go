@@ -15,23 +15,18 @@ import (
 
 // handoff is one of which this member is the donor.
 //
-//	          Prepared           Transfer              Imported
-//	preparing ────────► prepared ────────► transferring ────────► imported
-//	    │                  │                    │                    │ Commit
-//	    └──────────────────┴─── refused, late, ─┴────────┬───────────┤
-//	                            called off               ▼           ▼
-//	                                                   (end) ◄─── committed
-//	                                                     ▲  Done,    │ Done
-//	                                                     │  error    ▼
-//	                                                     └───────── told
-//	                                                       Settled
+//	          Prepared           Transfer                 Done
+//	preparing ────────► prepared ────────► transferring ────────► told
+//	    │                  │                    │                  │
+//	    └─ refused, late, ─┴──► (end) ◄─────────┴──────────────────┘
+//	       called off                   Done, error     Settled
 type handoff struct {
 	id      uint64 // ours
 	session uint64 // the application's
 	c       *client
 	to      string
 	stage   stage
-	grant   node.Grant   // as committed
+	grant   node.Grant   // as given away
 	orphan  bool         // the application has ended: nobody waits for the end
 	done    *api.Message // what it is told
 }
@@ -41,13 +36,11 @@ type stage uint8
 const (
 	preparing stage = iota
 	prepared
-	transferring
-	imported
-	committed
+	transferring // the client is the target's, as far as is known
 	told
 )
 
-var stageNames = [...]string{"prepare", "freeze", "transfer", "commit", "activate", "release"}
+var stageNames = [...]string{"prepare", "freeze", "transfer", "release"}
 
 func (s stage) String() string { return stageNames[s] }
 
@@ -142,25 +135,23 @@ func (m *Member) prepare(msg *api.Message) {
 // proceed takes the application's next step.
 func (m *Member) proceed(msg *api.Message) {
 	h := m.bySession[msg.ID]
-	reply := map[api.Kind]api.Kind{api.Transfer: api.Imported, api.Commit: api.Done}[msg.Kind]
 	refuse := func(why string) {
-		if reply != 0 {
-			m.toApp(&api.Message{Kind: reply, ID: msg.ID, Error: why})
+		if msg.Kind == api.Transfer {
+			m.toApp(&api.Message{Kind: api.Done, ID: msg.ID, Error: why})
 		}
 	}
 	switch {
 	case h == nil:
 		refuse("the handoff has ended: it took too long, or its target has gone")
-	case msg.Kind == api.Abort && h.stage < committed:
+	case msg.Kind == api.Abort && h.stage < transferring:
 		m.toPeer(h.to, &Message{Kind: Abort, ID: h.id})
 		m.end(h)
+	case msg.Kind == api.Abort && h.stage == transferring:
+		m.query(h)
 	case msg.Kind == api.Transfer && h.stage == prepared:
-		h.stage = transferring
-		m.toPeer(h.to, &Message{
-			Kind: Transfer, ID: h.id, Client: h.c.addr, Snapshot: msg.Snapshot, State: msg.State, Connections: msg.Connections,
-		})
-	case msg.Kind == api.Commit && h.stage == imported:
-		m.commit(h)
+		m.transfer(h, msg)
+	case msg.Kind == api.Late && h.stage >= transferring:
+		m.toPeer(h.to, &Message{Kind: Late, ID: h.id, Client: h.c.addr, Packets: msg.Packets})
 	case msg.Kind == api.Settled && h.stage == told:
 		m.settle(h)
 	default:
@@ -168,15 +159,17 @@ func (m *Member) proceed(msg *api.Message) {
 	}
 }
 
-// commit is the point of no return: from here on the client is the target's, and
+// transfer is the point of no return: from here on the client is the target's, and
 // this member does nothing for it until it hears otherwise.
-func (m *Member) commit(h *handoff) {
-	h.stage = committed
+func (m *Member) transfer(h *handoff, msg *api.Message) {
+	h.stage = transferring
+	m.timers.Set(h, m.now+m.cfg.HandoffTimeout)
 	h.grant, _ = m.machine.Grant(h.c.addr, m.now)
 	m.mobile(node.Abandon{Client: h.c.addr})
 	m.disown(h.c)
 	m.toPeer(h.to, &Message{
-		Kind: Commit, ID: h.id, Client: h.c.addr, Epoch: h.c.later(1), Grant: newGrant(h.grant), Relayed: h.c.relayed,
+		Kind: Transfer, ID: h.id, Client: h.c.addr, Snapshot: msg.Snapshot, State: msg.State, Connections: msg.Connections,
+		Epoch: h.c.later(1), Grant: newGrant(h.grant), Relayed: h.c.relayed,
 	})
 }
 
@@ -194,21 +187,14 @@ func (m *Member) asDonor(from string, msg *Message) {
 		}
 		h.stage = prepared
 		m.toApp(&api.Message{Kind: api.Prepared, ID: h.session, Handoff: h.id, Optimised: msg.Optimised})
-	case msg.Kind == Imported && h.stage == transferring:
-		if msg.Error != "" {
-			m.fail(h, fmt.Errorf("node %s: %s", from, msg.Error))
-			return
-		}
-		h.stage = imported
-		m.toApp(&api.Message{Kind: api.Imported, ID: h.session})
-	case msg.Kind == Done && h.stage == committed:
+	case msg.Kind == Done && h.stage == transferring:
 		m.done(h, msg)
-	case msg.Error != "" && h.stage < committed:
+	case msg.Error != "" && h.stage < transferring:
 		m.fail(h, fmt.Errorf("node %s: %s", from, msg.Error))
 	}
 }
 
-// done ends a committed handoff: it has come about, or the client is this
+// done ends a handoff after Transfer: it has come about, or the client is this
 // member's again.
 func (m *Member) done(h *handoff, msg *Message) {
 	addr := h.c.addr
@@ -254,14 +240,13 @@ func (m *Member) settle(h *handoff) {
 	m.end(h)
 }
 
-// fail ends a handoff that is not committed. The application hears of it with
-// the answer that it waits for, or with its next step.
+// fail ends a handoff before Transfer. The application hears of it with the
+// answer that it waits for, or with its next step.
 func (m *Member) fail(h *handoff, err error) {
-	answer := map[stage]api.Kind{preparing: api.Prepared, transferring: api.Imported}[h.stage]
 	m.end(h)
 	m.event(api.EventHandoffFailed, h.c.addr, h.to, err.Error())
-	if answer != 0 {
-		m.toApp(&api.Message{Kind: answer, ID: h.session, Error: err.Error()})
+	if h.stage == preparing {
+		m.toApp(&api.Message{Kind: api.Prepared, ID: h.session, Error: err.Error()})
 	}
 }
 
@@ -287,11 +272,12 @@ func (m *Member) arrivals() []*offer {
 	return slices.SortedFunc(maps.Values(m.incoming), func(a, b *offer) int { return a.client.Compare(b.client) })
 }
 
-// handoffLate is that one has taken too long. A committed one nobody but the
-// target can end.
+// handoffLate is that one has taken too long. After Transfer nobody but the target
+// can end it: it is asked to, unless it has taken the client.
 func (m *Member) handoffLate(h *handoff) {
-	if h.stage == committed {
-		m.event(api.EventFault, h.c.addr, h.to, "no word since it was committed")
+	if h.stage == transferring {
+		m.event(api.EventFault, h.c.addr, h.to, fmt.Sprintf("no word for %v since the client was given away", m.cfg.HandoffTimeout))
+		m.query(h)
 		return
 	}
 	m.toPeer(h.to, &Message{Kind: Abort, ID: h.id})
@@ -302,7 +288,7 @@ func (m *Member) handoffLate(h *handoff) {
 // back, about what is in doubt.
 func (m *Member) lostPeer(name string) {
 	for _, h := range m.handoffs() {
-		if h.to == name && h.stage < committed {
+		if h.to == name && h.stage < transferring {
 			m.fail(h, fmt.Errorf("the connection to node %s is lost", name))
 		}
 	}
@@ -315,7 +301,7 @@ func (m *Member) lostPeer(name string) {
 
 func (m *Member) askAgain(name string) {
 	for _, h := range m.handoffs() {
-		if h.to == name && h.stage == committed {
+		if h.to == name && h.stage == transferring {
 			m.query(h)
 		}
 	}
@@ -325,7 +311,7 @@ func (m *Member) askAgain(name string) {
 func (m *Member) abandonHandoffs(lost bool) {
 	for _, h := range m.handoffs() {
 		switch {
-		case h.stage < committed:
+		case h.stage < transferring:
 			m.toPeer(h.to, &Message{Kind: Abort, ID: h.id})
 			m.end(h)
 		case lost && h.stage == told:

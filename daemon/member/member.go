@@ -66,7 +66,8 @@ type Config struct {
 	// answers; then it goes on without. Default 1 s.
 	PrepareTimeout time.Duration
 
-	// HandoffTimeout is how long a handoff may take up to Commit. Default 30 s.
+	// HandoffTimeout is how long a handoff may take up to Transfer, and after it
+	// until the target is asked to end it unless it has taken the client. Default 30 s.
 	HandoffTimeout time.Duration
 
 	// TakeoverTimeout is how long a takeover waits for the home agent. Default 10 s.

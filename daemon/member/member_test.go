@@ -55,6 +55,9 @@ func TestHandoff(t *testing.T) {
 			w.settled()
 		}
 	}
+	if late := w.members["a"].app.late + w.members["b"].app.late + w.members["c"].app.late; late != 10 {
+		w.fail("%d packets have come to the targets, not 10", late)
+	}
 }
 
 // A client that goes on being bound needs one packet of the new owner: the

@@ -36,12 +36,14 @@ const (
 	// A handoff, from donor to target and back. All have the donor's ID.
 	Prepare  // Client, Epoch that it will have, Grant, Relayed
 	Prepared // Optimised, or Error
-	Transfer // Client, Snapshot, State
-	Imported // or Error
-	Commit   // Client, Epoch, Grant, Relayed
-	Done     // or Error: the target does not have the client and never will
+	Transfer // Client, Snapshot, State, Epoch, Grant, Relayed: take it
+	Done     // Optimised, or Error: the target does not have the client and never will
+	// Late brings Packets of Client that have come to the donor since Transfer.
+	Late
 	Abort
-	// Query asks for Done again, after a connection or a daemon was lost.
+	// Query asks how it has ended, and ends it: a client that has not been taken
+	// never will be. It comes after a connection or a daemon was lost, or when
+	// the donor has waited too long.
 	Query
 	// Settled answers Done: nobody will ask for it any more.
 	Settled
@@ -51,8 +53,8 @@ const (
 
 var kindNames = [kinds]string{
 	Hello: "hello", SetContact: "set contact", TakeOver: "take over", Owners: "owners", Stale: "stale", Gone: "gone",
-	Prepare: "prepare", Prepared: "prepared", Transfer: "transfer", Imported: "imported",
-	Commit: "commit", Done: "done", Abort: "abort", Query: "query", Settled: "settled",
+	Prepare: "prepare", Prepared: "prepared", Transfer: "transfer", Done: "done", Late: "late",
+	Abort: "abort", Query: "query", Settled: "settled",
 }
 
 func (k Kind) String() string {
@@ -91,6 +93,8 @@ type Message struct {
 	Complete     bool    `cbor:"18,keyasint,omitempty"`
 	Attached     bool    `cbor:"19,keyasint,omitempty"` // an application is attached to the sender
 	Accepts      bool    `cbor:"20,keyasint,omitempty"` // and it takes clients from other nodes
+
+	Packets [][]byte `cbor:"21,keyasint,omitempty"`
 }
 
 // Owned is a client with the epoch of its ownership.
@@ -117,7 +121,18 @@ func newGrant(g node.Grant) *Grant {
 	return &Grant{Token: g.HomeToken[:], Nonce: g.HomeNonce, Remaining: g.Remaining, Sequence: g.Sequence, Binding: g.Binding}
 }
 
-// grant is what the machine gets; a token of the wrong size is none.
+// after is the grant when time has passed.
+func (g *Grant) after(d time.Duration) *Grant {
+	if g == nil {
+		return nil
+	}
+	later := *g
+	later.Remaining -= d
+	later.Binding -= d
+	return &later
+}
+
+// grant is what the machine gets; a token of the wrong size, or too old, is none.
 func (g *Grant) grant() (out node.Grant) {
 	if g == nil {
 		return out
@@ -185,9 +200,9 @@ func (m *Message) check() error {
 	case TakeOver:
 	case Gone:
 		needsClient = true
-	case Prepare, Transfer, Commit, Query:
+	case Prepare, Transfer, Query, Late:
 		needsClient, needsID = true, true
-	case Prepared, Imported, Done, Abort, Settled:
+	case Prepared, Done, Abort, Settled:
 		needsID = true
 	default:
 		return errors.New("unknown")

@@ -23,9 +23,11 @@ func samples() []*Message {
 		{Kind: Gone, Client: c, Epoch: 9},
 		{Kind: Prepare, ID: 1, Client: c, Epoch: 2, Grant: g},
 		{Kind: Prepared, ID: 1, Optimised: true},
-		{Kind: Transfer, ID: 1, Client: c, Snapshot: []byte("snapshot"), State: [][]byte{nil, []byte("state")}, Connections: 2},
-		{Kind: Imported, ID: 1, Error: "no"},
-		{Kind: Commit, ID: 1, Client: c, Epoch: 2, Relayed: true},
+		{
+			Kind: Transfer, ID: 1, Client: c, Snapshot: []byte("snapshot"), State: [][]byte{nil, []byte("state")}, Connections: 2,
+			Epoch: 2, Grant: g, Relayed: true,
+		},
+		{Kind: Late, ID: 1, Client: c, Packets: [][]byte{[]byte("packet")}},
 		{Kind: Done, ID: 1, Optimised: true},
 		{Kind: Abort, ID: 1},
 		{Kind: Query, ID: 1, Client: c},
@@ -72,7 +74,7 @@ func TestIncompleteMessages(t *testing.T) {
 	for _, m := range []*Message{
 		{Kind: 0}, {Kind: lastKind}, {Kind: 255},
 		{Kind: Hello}, {Kind: SetContact}, {Kind: Gone}, {Kind: Prepare, ID: 1}, {Kind: Prepare, Client: c},
-		{Kind: Prepared}, {Kind: Transfer, ID: 1}, {Kind: Commit, Client: c}, {Kind: Done}, {Kind: Query, ID: 1},
+		{Kind: Prepared}, {Kind: Transfer, ID: 1}, {Kind: Transfer, Client: c}, {Kind: Late, ID: 1}, {Kind: Done}, {Kind: Query, ID: 1},
 		{Kind: Gone, Client: netip.MustParseAddr("fe80::1")}, {Kind: Gone, Client: netip.MustParseAddr("192.0.2.1")},
 		{Kind: Owners, Owners: []Owned{{Client: netip.IPv6Unspecified()}}},
 		{Kind: Owners, Owners: make([]Owned, MaxOwners+1)},

@@ -39,7 +39,7 @@ func (m *Member) fromApp(msg *api.Message) {
 		m.gone(msg.Client)
 	case api.Prepare:
 		m.prepare(msg)
-	case api.Transfer, api.Commit, api.Abort, api.Settled:
+	case api.Transfer, api.Late, api.Abort, api.Settled:
 		m.proceed(msg)
 	case api.Accepted, api.Activated:
 		m.offered(msg)

@@ -10,8 +10,8 @@ import (
 	"github.com/distributed-servers/ds/mobility/node"
 )
 
-// This file is what a target must not forget. A donor that has committed may ask
-// for the outcome long after, when its connection or its daemon is back, and the
+// This file is what a target must not forget. A donor that has given a client
+// away may ask for the outcome long after, when its connection or its daemon is back, and the
 // client may have gone on or gone away meanwhile: to say then that it never came
 // would set free the donor's copy. So every handoff that is taken is recorded,
 // before the application hears of it, until the donor's application is known to
@@ -29,7 +29,8 @@ type Record struct {
 type State uint8
 
 const (
-	// Taken: the commit has come, and the application is being told. If the
+	// Taken: the application has rebuilt the connections, and is being told that
+	// they are its own. If the
 	// daemon ends now, the application knows whether it has the client.
 	Taken State = iota + 1
 	// Activated: the application has the client, or had it.
@@ -141,7 +142,7 @@ func (m *Member) doubt(d api.Doubt) {
 		return // not what was told with Prepared
 	}
 	if h == nil {
-		h = &handoff{id: d.Handoff, c: &client{addr: d.Client, connections: 1}, to: d.To, stage: committed}
+		h = &handoff{id: d.Handoff, c: &client{addr: d.Client, connections: 1}, to: d.To, stage: transferring}
 		m.outgoing[h.id] = h
 		m.query(h)
 	}
@@ -152,7 +153,7 @@ func (m *Member) doubt(d api.Doubt) {
 	}
 }
 
-// query asks the target how a committed handoff has ended.
+// query asks the target how a handoff has ended after Transfer, or to end it.
 func (m *Member) query(h *handoff) {
 	m.toPeer(h.to, &Message{Kind: Query, ID: h.id, Client: h.c.addr})
 }

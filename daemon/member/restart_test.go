@@ -39,17 +39,20 @@ func (a *app) detached() {
 	a.session++
 	clear(a.offered)
 	for _, id := range slices.Sorted(maps.Keys(a.moving)) {
-		if mv := a.moving[id]; !mv.committed {
+		if mv := a.moving[id]; !mv.given {
 			a.thaw(mv.client)
 			a.end(id, mv.client, "the daemon has gone")
 		}
 	}
 }
 
-// doubts are what it has committed and not heard the end of.
+// doubts are what it has given away and not heard the end of.
 func (a *app) doubts() (all []api.Doubt) {
 	for _, id := range slices.Sorted(maps.Keys(a.moving)) {
 		mv := a.moving[id]
+		if !mv.given {
+			continue
+		}
 		all = append(all, api.Doubt{ID: id, Handoff: mv.handoff, Client: mv.client, To: mv.to})
 	}
 	return all
@@ -134,16 +137,16 @@ func TestRestartOfTargetThatHandedOn(t *testing.T) {
 }
 
 // The daemon of a donor is started anew while its application is in doubt about
-// a commit that never arrived.
+// a Transfer that never arrived.
 func TestRestartOfDonorInDoubt(t *testing.T) {
 	w := begin(t, 1, 1)
 	c := clientAddr(0)
 	a := w.members["a"]
 	a.app.handOff(c, "b", 0)
-	for a.m.handoffs() == nil || a.m.handoffs()[0].stage != committed {
+	for a.m.handoffs() == nil || a.m.handoffs()[0].stage != transferring {
 		w.run(10 * time.Microsecond)
 	}
-	w.disconnect("a", "b", time.Second) // Commit is lost
+	w.disconnect("a", "b", time.Second) // Transfer is lost
 	a.restart()
 	w.run(100 * time.Millisecond)
 	if owner := w.owner(c); owner != "" {
@@ -164,7 +167,7 @@ func TestCrashOfDonorInDoubt(t *testing.T) {
 	c := clientAddr(0)
 	a := w.members["a"]
 	a.app.handOff(c, "b", 0)
-	for a.m.handoffs() == nil || a.m.handoffs()[0].stage != committed {
+	for a.m.handoffs() == nil || a.m.handoffs()[0].stage != transferring {
 		w.run(10 * time.Microsecond)
 	}
 	w.disconnect("a", "b", time.Second)

@@ -3,6 +3,7 @@ package member
 import (
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/mobility/node"
@@ -10,19 +11,24 @@ import (
 
 // offer is a handoff of which this member is the target.
 //
-//	        the client's        Transfer         accepted          Commit
-//	        answers, or none             by the application
-//	proving ─────────────► ready ────────► offering ────────► waiting ──────► activating
-//	   │                     │                │                  │                │
-//	   └─────────────────────┴── refused, ────┴──────────────────┘                ▼
-//	                             late, called off: (end)                        (end)
+//	        the client's        Transfer            accepted by
+//	        answers, or none                    the application
+//	proving ─────────────► ready ────────► offering ────────► activating
+//	   │                     │                │                   │
+//	   └─────────────────────┴───► (end) ◄────┴───────────────────┘
+//	            refused, late, asked, called off         activated
 type offer struct {
 	key     handoffKey
 	id      uint64 // towards the application
 	client  netip.Addr
 	relayed bool
 	stage   offerStage
-	conns   int
+
+	// As of Transfer, which came at the time given.
+	given time.Duration
+	conns int
+	epoch uint64
+	grant *Grant
 }
 
 type offerStage uint8
@@ -31,7 +37,6 @@ const (
 	proving offerStage = iota
 	ready
 	offering
-	waiting
 	activating
 )
 
@@ -43,17 +48,17 @@ func (m *Member) asTarget(from string, msg *Message) {
 	case msg.Kind == Prepare && o == nil:
 		m.consider(key, msg)
 	case msg.Kind == Transfer && o != nil && o.stage == ready && msg.Client == o.client:
-		o.stage, o.id, o.conns = offering, m.newID(), msg.Connections
+		o.stage, o.id = offering, m.newID()
+		o.given, o.conns, o.epoch, o.grant, o.relayed = m.now, msg.Connections, msg.Epoch, msg.Grant, msg.Relayed
 		m.offers[o.id] = o
+		m.timers.Set(o, m.now+m.cfg.HandoffTimeout)
 		m.toApp(&api.Message{
 			Kind: api.Offer, ID: o.id, Client: o.client, From: from, Snapshot: msg.Snapshot, State: msg.State,
 		})
-	case msg.Kind == Transfer:
-		m.toPeer(from, &Message{Kind: Imported, ID: msg.ID, Error: "the handoff is not prepared here (any more)"})
-	case msg.Kind == Commit && o != nil && o.stage == waiting && msg.Client == o.client:
-		m.take(o, msg)
-	case (msg.Kind == Commit || msg.Kind == Query) && (o == nil || o.stage < activating):
+	case (msg.Kind == Transfer || msg.Kind == Query) && (o == nil || o.stage < activating):
 		m.judge(key, o)
+	case msg.Kind == Late && (o != nil && o.stage >= offering && o.client == msg.Client || o == nil && m.records.of[key].Client == msg.Client):
+		m.toApp(&api.Message{Kind: api.Late, Client: msg.Client, Packets: msg.Packets})
 	}
 }
 
@@ -107,8 +112,7 @@ func (m *Member) offered(msg *api.Message) {
 	case msg.Kind == api.Accepted && o.stage == offering && msg.Error != "":
 		m.refuse(o, msg.Error)
 	case msg.Kind == api.Accepted && o.stage == offering:
-		o.stage = waiting
-		m.toPeer(o.key.from, &Message{Kind: Imported, ID: o.key.id})
+		m.take(o)
 	case msg.Kind == api.Activated && o.stage == activating:
 		m.complete(o)
 	}
@@ -116,16 +120,16 @@ func (m *Member) offered(msg *api.Message) {
 
 // take makes the client this member's. The Binding Update goes out before the
 // application sends.
-func (m *Member) take(o *offer, msg *Message) {
+func (m *Member) take(o *offer) {
 	o.stage = activating
 	m.record(o.key.record(o.client, Taken))
 	m.timers.Remove(o)
-	c := &client{addr: o.client, epoch: msg.Epoch, since: m.now, connections: max(1, o.conns)}
+	c := &client{addr: o.client, epoch: o.epoch, since: m.now, connections: max(1, o.conns)}
 	m.clients[c.addr] = c
-	if msg.Relayed {
+	if o.relayed {
 		m.setRelayed(c)
 	} else {
-		m.mobile(node.Bind{Client: c.addr, Grant: msg.Grant.grant()})
+		m.mobile(node.Bind{Client: c.addr, Grant: o.grant.after(m.now - o.given).grant()})
 	}
 	m.event(api.EventTakenOver, c.addr, o.key.from, "")
 	m.toApp(&api.Message{Kind: api.Activate, ID: o.id, Client: c.addr, Optimised: c.bound})
@@ -140,15 +144,15 @@ func (m *Member) complete(o *offer) {
 	m.remove(o)
 }
 
-// judge answers a donor that has committed what is not waiting for it. What is
-// said once stands: an offer that has ended is never taken.
+// judge answers a donor that asks, or that has given away what is not expected here.
+// What is said once stands: an offer that has ended is never taken.
 func (m *Member) judge(key handoffKey, o *offer) {
 	switch rec, taken := m.records.of[key]; {
 	case !taken:
 		if o != nil {
 			m.drop(o)
 		}
-		m.toPeer(key.from, &Message{Kind: Done, ID: key.id, Error: "the handoff had ended here before it was committed"})
+		m.toPeer(key.from, &Message{Kind: Done, ID: key.id, Error: "the handoff had ended here before the client was taken"})
 	case rec.State == Activated:
 		c := m.clients[rec.Client]
 		m.toPeer(key.from, &Message{Kind: Done, ID: key.id, Optimised: c != nil && c.bound})
@@ -158,7 +162,7 @@ func (m *Member) judge(key handoffKey, o *offer) {
 
 // refuse ends an offer with the reason, drop without.
 func (m *Member) refuse(o *offer, why string) {
-	kind := Imported
+	kind := Done
 	if o.stage == proving {
 		kind = Prepared
 	}
@@ -167,7 +171,7 @@ func (m *Member) refuse(o *offer, why string) {
 }
 
 func (m *Member) drop(o *offer) {
-	if o.stage == offering || o.stage == waiting {
+	if o.stage == offering {
 		m.toApp(&api.Message{Kind: api.Forget, ID: o.id, Client: o.client})
 	}
 	if m.clients[o.client] == nil && !o.relayed {

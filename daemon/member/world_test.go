@@ -102,16 +102,17 @@ type app struct {
 	moving  map[uint64]move
 	offered map[uint64]netip.Addr
 	ended   map[netip.Addr]string // how the last handoff of a client has ended; "" is well
+	late    int                   // packets that came in handoffs
 	refuses string                // why it takes no clients
 	config  *api.SessionConfig
 }
 
 type move struct {
-	client    netip.Addr
-	to        string
-	asked     uint64
-	handoff   uint64 // as the nodes call it
-	committed bool
+	client  netip.Addr
+	to      string
+	asked   uint64
+	handoff uint64 // as the nodes call it
+	given   bool
 }
 
 type testClient struct {
@@ -449,23 +450,25 @@ func (a *app) receive(m *api.Message) {
 		}
 		mv.handoff = m.Handoff
 		a.moving[m.ID] = mv
+		mv.given = true
+		a.moving[m.ID] = mv
 		delete(a.live, mv.client)
 		a.frozen[mv.client] = true
 		a.send(&api.Message{Kind: api.Transfer, ID: m.ID, Client: mv.client, Snapshot: []byte("connections of " + mv.client.String())})
-	case api.Imported:
-		if m.Error != "" {
-			a.thaw(mv.client)
-			a.end(m.ID, mv.client, m.Error)
-			return
+		a.send(&api.Message{Kind: api.Late, ID: m.ID, Client: mv.client, Packets: [][]byte{[]byte("packet of " + mv.client.String())}})
+		if w.rand.IntN(20) == 0 {
+			w.after(w.delay(), func() { a.send(&api.Message{Kind: api.Abort, ID: m.ID}) })
 		}
-		mv.committed = true
-		a.moving[m.ID] = mv
-		a.send(&api.Message{Kind: api.Commit, ID: m.ID, Client: mv.client})
+	case api.Late:
+		if !w.lax && string(m.Packets[0]) != "packet of "+m.Client.String() {
+			w.fail("%s gets %q for %s", a.h.name, m.Packets, m.Client)
+		}
+		a.late++
 	case api.Done:
 		a.done(m)
 	case api.Offer:
 		for _, id := range slices.Sorted(maps.Keys(a.moving)) {
-			if mv := a.moving[id]; mv.client == m.Client && mv.committed {
+			if mv := a.moving[id]; mv.client == m.Client && mv.given {
 				a.done(&api.Message{Kind: api.Done, ID: id}) // who offers it had it
 			}
 		}

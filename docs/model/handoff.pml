@@ -10,11 +10,11 @@
  *          │        Prepared │       Prepared │
  *        frozen ◄────────────┤◄───────────────┤
  *          │ Transfer        │ Transfer       │ Offer
- *          ├────────────────►├───────────────►├─────────────────► arriving
- *          │        Imported │       Imported │          Accepted    │
- *          │◄────────────────┤◄───────────────┤◄─────────────────────┤
- *          │ Commit          │ Commit         │ Activate             │
- *       in doubt ───────────►╪═══════════════►╪═══════════════════► live
+ *       in doubt ───────────►╪═══════════════►├─────────────────► arriving
+ *          │                 │                │          Accepted    │
+ *          │                 │          taken ╪◄═════════════════════┤
+ *          │                 │                │ Activate             │
+ *          │                 │                ├───────────────────► live
  *          │            Done │           Done │         Activated    │
  *       nothing ◄────────────┤◄───────────────┤◄─────────────────────┤
  *          │ Settled         │ Settled        │
@@ -52,7 +52,7 @@
 
 /* What there is to say, in sessions and between members. */
 mtype:kind = {
-	Prepare, Prepared, Transfer, Imported, Commit, Done, Abort, Query, Settled,
+	Prepare, Prepared, Transfer, Done, Abort, Query, Settled,
 	Offer, Accepted, Activate, Activated, Forget,
 	Owners, Stale, Gone /* these have an epoch instead of a handoff */
 };
@@ -64,8 +64,8 @@ mtype:conns = { live, frozen };	/* what an application has of the client */
 
 /* How far a handoff is for the donor (handoff.go) and for the target (target.go);
  * what the target's daemon has recorded of it. */
-mtype:stage = { preparing, prepared, transferring, imported, committed, told };
-mtype:offer = { ready, offering, waiting, activating };
+mtype:stage = { preparing, prepared, transferring, told };
+mtype:offer = { ready, offering, activating };
 mtype:record = { taken, activated };
 
 /* ── State ─────────────────────────────────────────────────────────────── */
@@ -76,7 +76,7 @@ byte from[H+1], to[H+1];
 /* Of applications. */
 mtype:conns app[N];
 byte moving[N];			/* the handoff of which it is the donor */
-mtype:stage phase[N];		/* preparing, transferring, committed */
+mtype:stage phase[N];		/* preparing, transferring */
 byte arriving[N];		/* the handoff of which it is the target: it has the client, silent */
 bit alive[N];			/* it was attached, and has not ended since */
 
@@ -92,7 +92,7 @@ bit up[N*N];			/* Member.up */
 
 /* Epochs, and what the contact knows (owner.go). */
 byte epoch[N];			/* of the client, 0: not known */
-byte epochThere[H+1];		/* that the target will have, as committed */
+byte epochThere[H+1];		/* that the target will have, as given away */
 byte owner, ownerEpoch;		/* Member.owners, at the contact: 1 + the node */
 
 /* Of what connects them. */
@@ -191,15 +191,10 @@ inline fromMember(n) {
 		:: e -> thaw(n)
 		:: else -> app[n] = frozen; phase[n] = transferring; sendMember(n, Transfer, h, 0)
 		fi
-	:: k == Imported && h == moving[n] && phase[n] == transferring ->
-		if
-		:: e || session[n] != attached -> thaw(n)
-		:: else -> phase[n] = committed; sendMember(n, Commit, h, 0)
-		fi
 	:: k == Done ->
 		if
-		:: h == moving[n] && phase[n] == committed && e  -> fails(h); thaw(n)
-		:: h == moving[n] && phase[n] == committed && !e -> discard(n)
+		:: h == moving[n] && phase[n] == transferring && e  -> fails(h); thaw(n)
+		:: h == moving[n] && phase[n] == transferring && !e -> discard(n)
 		:: else /* it knows already */
 		fi;
 		if
@@ -208,15 +203,21 @@ inline fromMember(n) {
 		fi
 	:: k == Offer ->
 		if
-		:: phase[n] == committed -> discard(n) /* who offers the client had it */
+		:: phase[n] == transferring -> discard(n) /* who offers the client had it */
 		:: else
 		fi;
 		if
+#ifdef LIVE_AT_OFFER
+		:: app[n] == none && !arriving[n] -> arriving[n] = h; goesLive(n); sendMember(n, Accepted, h, 0)
+#else
 		:: app[n] == none && !arriving[n] -> arriving[n] = h; sendMember(n, Accepted, h, 0)
+#endif
 		:: true -> sendMember(n, Accepted, h, 1) /* for whatever reason */
 		fi
 	:: k == Activate ->
+#ifndef LIVE_AT_OFFER
 		assert(arriving[n] == h && app[n] == none);
+#endif
 		arriving[n] = 0; succeeds(h); goesLive(n);
 		sendMember(n, Activated, h, 0)
 	:: k == Forget && arriving[n] == h -> arriving[n] = 0
@@ -226,7 +227,7 @@ inline fromMember(n) {
 
 /* ── Members ───────────────────────────────────────────────────────────── */
 
-#define early(id) (out[id] == preparing || out[id] == prepared || out[id] == transferring || out[id] == imported)
+#define early(id) (out[id] == preparing || out[id] == prepared)
 
 /* survived decides what was taken before this daemon was started, now that it is
  * known whether the application that was there has activated it. */
@@ -302,7 +303,7 @@ inline retire(n) {
 /* hello begins a session: the application tells which clients it has, and which
  * handoffs it is in doubt about, if it was attached before. */
 inline hello(n, before) {
-	found = app[n] != none && phase[n] != committed;
+	found = app[n] != none && phase[n] != transferring;
 	if
 	:: found && owns[n] -> idle[n] = 0
 #ifdef GUESS_EPOCH
@@ -315,8 +316,8 @@ inline hello(n, before) {
 	for (h : 1 .. H) {
 		if
 #ifndef NO_DOUBTS
-		:: from[h] == n && to[h] != n && moving[n] == h && phase[n] == committed && out[h] == none ->
-			out[h] = committed;
+		:: from[h] == n && to[h] != n && moving[n] == h && phase[n] == transferring && out[h] == none ->
+			out[h] = transferring;
 			sendPeer(n, to[h], Query, h, 0)
 #endif
 		:: to[h] == n && from[h] != n && record[h] == taken && incoming[n] != h ->
@@ -328,14 +329,14 @@ inline hello(n, before) {
 
 inline drop(n) {
 	if
-	:: stage[n] == offering || stage[n] == waiting -> sendApp(n, Forget, incoming[n], 0)
+	:: stage[n] == offering -> sendApp(n, Forget, incoming[n], 0)
 	:: else
 	fi;
 	incoming[n] = 0; stage[n] = none
 }
 
 inline refuse(n) {
-	sendPeer(n, from[incoming[n]], Imported, incoming[n], 1);
+	sendPeer(n, from[incoming[n]], Done, incoming[n], 1);
 	drop(n)
 }
 
@@ -355,11 +356,11 @@ inline complete(n) {
 	incoming[n] = 0; stage[n] = none
 }
 
-inline commit(n) {
-	out[h] = committed;
+inline transfer(n) {
+	out[h] = transferring;
 	epochThere[h] = (epoch[n] -> epoch[n] + 1 : 0);
 	disown(n);
-	sendPeer(n, to[h], Commit, h, 0)
+	sendPeer(n, to[h], Transfer, h, 0)
 }
 
 inline fromApp(n) {
@@ -376,24 +377,16 @@ inline fromApp(n) {
 		fi
 	:: k == Transfer ->
 		if
-		:: out[h] == prepared -> out[h] = transferring; sendPeer(n, to[h], Transfer, h, 0)
-		:: else -> sendApp(n, Imported, h, 1)
-		fi
-	:: k == Commit ->
-		if
-		:: out[h] == imported -> commit(n)
+		:: out[h] == prepared -> transfer(n)
 		:: else -> sendApp(n, Done, h, 1)
 		fi
 	:: k == Abort && early(h) -> out[h] = none; sendPeer(n, to[h], Abort, h, 0)
+	:: k == Abort && out[h] == transferring -> sendPeer(n, to[h], Query, h, 0)
 	:: k == Settled && out[h] == told -> out[h] = none; sendPeer(n, to[h], Settled, h, 0)
 	:: k == Accepted && incoming[n] == h && stage[n] == offering ->
 		if
 		:: e -> refuse(n)
-#ifdef ACTIVATE_AT_IMPORT
-		:: else -> sendPeer(n, from[h], Imported, h, 0); take(n)
-#else
-		:: else -> stage[n] = waiting; sendPeer(n, from[h], Imported, h, 0)
-#endif
+		:: else -> take(n)
 		fi
 	:: k == Activated && incoming[n] == h && stage[n] == activating -> complete(n)
 	:: else
@@ -409,7 +402,7 @@ inline appGone(n) {
 		if
 		:: from[h] == n && to[h] != n && early(h) -> out[h] = none; sendPeer(n, to[h], Abort, h, 0)
 		:: from[h] == n && to[h] != n && out[h] == told -> out[h] = none; sendPeer(n, to[h], Settled, h, 0)
-		:: from[h] == n && to[h] != n && out[h] == committed -> orphan[h] = 1
+		:: from[h] == n && to[h] != n && out[h] == transferring -> orphan[h] = 1
 		:: else
 		fi
 	}
@@ -421,11 +414,10 @@ inline appGone(n) {
 	idle[n] = owns[n]
 }
 
-/* fail ends a handoff that is not committed. */
+/* fail ends a handoff before Transfer. */
 inline fail(n, id) {
 	if
 	:: out[id] == preparing -> sendApp(n, Prepared, id, 1)
-	:: out[id] == transferring -> sendApp(n, Imported, id, 1)
 	:: else
 	fi;
 	out[id] = none
@@ -452,7 +444,7 @@ inline done(n) {
 	orphan[h] = 0
 }
 
-/* judge answers a donor that has committed what is not waiting for it. */
+/* judge answers a donor that asks, or has given away what is not expected here. */
 inline judge(n) {
 	if
 #ifdef FORGET_ACTIVATED
@@ -463,7 +455,9 @@ inline judge(n) {
 	:: record[h] == taken /* the application will say */
 	:: record[h] == none ->
 		if
+#ifndef TAKE_AFTER_ANSWER
 		:: incoming[n] == h -> drop(n)
+#endif
 		:: else
 		fi;
 		sendPeer(n, from[h], Done, h, 1)
@@ -488,10 +482,9 @@ inline fromPeer(n, p) {
 	:: k == Transfer ->
 		if
 		:: incoming[n] == h && stage[n] == ready -> stage[n] = offering; sendApp(n, Offer, h, 0)
-		:: else -> sendPeer(n, p, Imported, h, 1)
+		:: else -> judge(n)
 		fi
-	:: k == Commit && incoming[n] == h && stage[n] == waiting -> take(n)
-	:: (k == Commit || k == Query) && !(incoming[n] == h && (stage[n] == waiting && k == Commit || stage[n] == activating)) -> judge(n)
+	:: k == Query && !(incoming[n] == h && stage[n] == activating) -> judge(n)
 	:: k == Abort && incoming[n] == h && stage[n] != activating -> drop(n)
 	:: k == Settled -> record[h] = none
 	/* as contact, and from it */
@@ -504,9 +497,8 @@ inline fromPeer(n, p) {
 		:: e -> fail(n, h)
 		:: else -> out[h] = prepared; sendApp(n, Prepared, h, 0)
 		fi
-	:: k == Imported && out[h] == transferring && !e -> out[h] = imported; sendApp(n, Imported, h, 0)
-	:: k == Imported && early(h) && e -> fail(n, h)
-	:: k == Done && out[h] == committed -> done(n)
+	:: k == Done && early(h) && e -> fail(n, h)
+	:: k == Done && out[h] == transferring -> done(n)
 	:: else
 	fi
 }
@@ -517,7 +509,7 @@ inline peerUp(n, p) {
 	for (h : 1 .. H) {
 		if
 #ifndef NO_QUERY
-		:: from[h] == n && to[h] == p && out[h] == committed -> sendPeer(n, p, Query, h, 0)
+		:: from[h] == n && to[h] == p && out[h] == transferring -> sendPeer(n, p, Query, h, 0)
 #endif
 		:: else
 		fi
@@ -600,19 +592,22 @@ end:	do
 		sendMember(n, Prepare, handoffs, 0)
 	   }
 	:: atomic { nempty(toApp[n]) -> fromMember(n) }
-	:: atomic {	/* calls it off */
-		session[n] == attached && moving[n] && phase[n] != committed && lates < LATES ->
+	:: atomic {	/* calls it off, or asks for that */
+		session[n] == attached && moving[n] && lates < LATES ->
 		lates++;
 		sendMember(n, Abort, moving[n], 0);
-		thaw(n)
+		if
+		:: phase[n] == preparing -> thaw(n)
+		:: else
+		fi
 	   }
 	:: atomic {	/* finds out that the daemon has gone */
 		session[n] == daemonEnded ->
 		drain(toApp[n]);
 		session[n] = none;
-		arriving[n] = 0; /* no word of a commit has come, and none will */
+		arriving[n] = 0; /* no word to activate it has come, and none will */
 		if
-		:: moving[n] && phase[n] != committed -> thaw(n)
+		:: moving[n] && phase[n] == preparing -> thaw(n)
 		:: else
 		fi
 	   }
@@ -672,13 +667,15 @@ end:	do
 		sendPeer(from[id], to[id], Abort, id, 0);
 		fail(from[id], id)
 	   }
-#ifdef THAW_WHEN_LATE
 	:: atomic {
-		out[id] == committed && lates < LATES ->
+		out[id] == transferring && lates < LATES ->
 		lates++;
+#ifdef THAW_WHEN_LATE
 		h = id; e = 1; done(from[id])
-	   }
+#else
+		sendPeer(from[id], to[id], Query, id, 0)
 #endif
+	   }
 	od
 }
 

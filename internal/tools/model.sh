@@ -51,7 +51,8 @@ while read -r name flags; do
 	}
 	printf 'model: mutation %s: %s\n' "$name" "$(sed -n 's/^pan:1: //p' out)"
 done <<'EOS'
-ACTIVATE_AT_IMPORT -DH=1
+LIVE_AT_OFFER -DH=1
+TAKE_AFTER_ANSWER -DH=1
 THAW_WHEN_LATE -DH=1
 FORGET_ACTIVATED -DH=1
 NO_QUERY -DH=1

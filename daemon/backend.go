@@ -143,7 +143,7 @@ func (n *Node) Nodes(_ context.Context, dsa netip.Addr) ([]api.NodeInfo, error) 
 	for name, hello := range s.member.Peers() {
 		v := api.NodeInfo{Node: name, CareOf: s.cfg.Nodes[name], Address: n.cfg.Node.Peers[name], Contact: name == contact.Name}
 		if hello != nil {
-			v.Connected, v.Attached, v.AcceptsHandoffs, v.Clients = true, hello.Attached, hello.Accepts, hello.Clients
+			v.Connected, v.Attached, v.AcceptsHandoffs, v.Draining, v.Clients = true, hello.Attached, hello.Accepts, hello.Draining, hello.Clients
 		}
 		nodes = append(nodes, v)
 	}
@@ -158,7 +158,7 @@ func (s *service) local() api.NodeInfo {
 		Node: s.n.cfg.Node.Name, CareOf: s.careOf, Address: s.n.cfg.Node.Address,
 		Local: true, Contact: s.member.IsContact(), Connected: true, Attached: s.session != nil, Clients: clients,
 	}
-	v.AcceptsHandoffs = s.member.Accepts()
+	v.AcceptsHandoffs, v.Draining = s.member.Accepts(), s.member.Draining()
 	return v
 }
 

@@ -173,7 +173,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 func (n *Node) open(c config.Server, h *host.Host) (s *service, err error) {
 	home, careOf := c.Address.Addr(), c.Nodes[n.cfg.Node.Name]
 	s = &service{
-		n: n, cfg: c, home: home, careOf: careOf, tun: interfaceName(home), waiting: make(map[uint64]chan member.Answer),
+		n: n, cfg: c, home: home, careOf: careOf, tun: interfaceName(home), waiting: make(map[uint64]chan member.Answer), jobs: make(map[uint64]*jobReports),
 	}
 	defer func() {
 		if err != nil {

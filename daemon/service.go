@@ -33,6 +33,7 @@ type service struct {
 	session *session // nil: no application is attached
 	device  *tun.TUN // nil: the application that is attached has the only descriptors
 	waiting map[uint64]chan member.Answer
+	jobs    map[uint64]*jobReports // by command
 	lastID  uint64
 
 	external *external // nil: the tunnel to the home agent is this daemon's
@@ -103,6 +104,11 @@ func (s *service) stepLocked(in member.Input) {
 		if c := s.waiting[a.ID]; c != nil {
 			delete(s.waiting, a.ID)
 			c <- a
+		}
+	}
+	for _, r := range out.Reports {
+		if j := s.jobs[r.ID]; j != nil {
+			j.put(r)
 		}
 	}
 	if at, ok := s.member.NextDeadline(); ok {

@@ -60,6 +60,10 @@ const (
 	EventPeerUp   EventKind = "peer-up" // Node's daemon is connected
 	EventPeerDown EventKind = "peer-down"
 
+	EventDraining  EventKind = "draining"   // this node: its clients go to others, and it takes none
+	EventDrained   EventKind = "drained"    // that is done, as far as Detail says
+	EventInService EventKind = "in-service" // it takes clients again
+
 	EventFault EventKind = "fault" // something that an operator should know
 )
 

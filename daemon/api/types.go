@@ -137,7 +137,8 @@ type NodeInfo struct {
 	Connected       bool `json:"connected"`
 	Attached        bool `json:"attached"` // an application is there
 	AcceptsHandoffs bool `json:"accepts_handoffs"`
-	Clients         int  `json:"clients"` // that it owns
+	Draining        bool `json:"draining"` // it takes no clients, whatever the application says
+	Clients         int  `json:"clients"`  // that it owns; of others as of a second ago
 }
 
 // Mode is how a client's packets come to its owner.

@@ -229,30 +229,35 @@ func (m *Member) peerUp(name string) {
 func (m *Member) introduction() *Message {
 	return &Message{
 		Kind: Hello, Version: Version, Contact: m.contact.Name, ContactEpoch: m.contact.Epoch,
-		Clients: len(m.clients), Attached: m.attached, Accepts: m.accepts,
+		Clients: len(m.clients), Attached: m.attached, Accepts: m.accepts, Draining: m.draining,
 	}
 }
 
 // introduce says it to all.
 func (m *Member) introduce() {
+	m.told = len(m.clients)
 	for name := range m.Peers() {
 		m.toPeer(name, m.introduction())
 	}
 }
 
 func (m *Member) peerDown(name string) {
-	if _, there := m.up[name]; !there {
+	before, there := m.up[name]
+	if !there {
 		return
 	}
 	delete(m.up, name)
 	delete(m.unreported, name)
 	m.event(api.EventPeerDown, netip.Addr{}, name, "")
 	m.lostPeer(name)
+	m.lostMember(name)
+	m.heardOf(name, before)
 }
 
 // fromPeer takes a message of another member.
 func (m *Member) fromPeer(from string, msg *Message) {
-	if _, there := m.up[from]; !there {
+	before, there := m.up[from]
+	if !there {
 		return
 	}
 	switch msg.Kind {
@@ -265,6 +270,7 @@ func (m *Member) fromPeer(from string, msg *Message) {
 		m.up[from] = msg
 		m.hear(Contact{msg.Contact, msg.ContactEpoch}, from)
 		m.decide()
+		m.heardOf(from, before)
 	case SetContact:
 		m.hear(Contact{msg.Contact, msg.ContactEpoch}, from)
 	case TakeOver:
@@ -287,6 +293,10 @@ func (m *Member) fromPeer(from string, msg *Message) {
 		m.calledOff(from, msg)
 	case Prepared, Done:
 		m.asDonor(from, msg)
+	case Order:
+		m.ordered(from, msg)
+	case Reported:
+		m.reported(from, msg)
 	}
 }
 

@@ -80,4 +80,12 @@
 // The contact is the member whose daemon's address is registered at the home
 // agent. Which one is agreed by epoch: a takeover takes the next one, and the
 // later one wins, of equals the greater name.
+//
+// # Many clients
+//
+// A member hands off many clients, or all of them, by itself (job.go): it asks the
+// application for one after another, several at a time, and reports how far it is
+// to the member where the command was given. While it is drained it takes no
+// clients, and says so to the others; that lasts until it is undone, or until the
+// daemon is started anew. New clients begin at the contact, drained or not.
 package member

@@ -60,19 +60,23 @@ func (m *Member) ask(in HandOff) {
 			return
 		}
 		id := m.newID()
-		m.asked[id] = in.ID
+		m.asked[id] = asked{command: in.ID}
 		m.toApp(&api.Message{Kind: api.Asked, ID: id, Client: in.Client, To: in.To})
 	}
 }
 
 // answered is what the application has to say of what it was asked.
 func (m *Member) answered(msg *api.Message) {
-	command, ok := m.asked[msg.ID]
+	by, ok := m.asked[msg.ID]
 	if !ok {
 		return
 	}
 	delete(m.asked, msg.ID)
-	a := Answer{ID: command, Optimised: msg.Optimised, Connections: msg.Connections}
+	if by.job != nil {
+		m.jobAnswered(by.job, by.client, msg.Error)
+		return
+	}
+	a := Answer{ID: by.command, Optimised: msg.Optimised, Connections: msg.Connections}
 	if msg.Error != "" {
 		a.Err = errors.New(msg.Error)
 	}

@@ -97,7 +97,8 @@ func (c Contact) later(d Contact) bool {
 }
 
 // Input is one of [Start], [App], [AppGone], [Peer], [PeerUp], [PeerDown],
-// [Received], [Takeover], [HandOff], [Optimise], [DeleteBinding], [Tick].
+// [Received], [Takeover], [HandOff], [Command], [Optimise], [DeleteBinding],
+// [Tick].
 type Input interface{ input() }
 
 // Start comes first.
@@ -186,6 +187,7 @@ type Output struct {
 	Peers   []ToPeer
 	Events  []Event
 	Answers []Answer
+	Reports []Report // of jobs
 }
 
 // ToPeer is a message to a member. A member that is not there does not get it.
@@ -282,12 +284,25 @@ type Member struct {
 	incoming  map[handoffKey]*offer // as target
 	coming    map[netip.Addr]*offer // the same, by client: one at a time
 	offers    map[uint64]*offer     // by the ID towards the application
-	asked     map[uint64]uint64     // towards the application: the command's ID
-	timers    deadline.Queue[any]   // of *handoff, *offer, *takeover
+	asked     map[uint64]asked      // by the ID towards the application
+	timers    deadline.Queue[any]   // of *handoff, *offer, *takeover, *job, *errand and others
 	records   records
+
+	draining   bool // this member takes no clients
+	job        *job // nil: none is under way
+	errands    map[uint64]*errand
+	told       int // how many clients the others think there are
+	recounting bool
 
 	started bool
 	out     Output
+}
+
+// asked is what the application was asked for: by a command, or by a job.
+type asked struct {
+	command uint64
+	job     *job
+	client  netip.Addr // of the job
 }
 
 // takeover is one that waits for the home agent.
@@ -327,7 +342,8 @@ func New(cfg Config) (*Member, error) {
 		incoming:  make(map[handoffKey]*offer),
 		coming:    make(map[netip.Addr]*offer),
 		offers:    make(map[uint64]*offer),
-		asked:     make(map[uint64]uint64),
+		asked:     make(map[uint64]asked),
+		errands:   make(map[uint64]*errand),
 	}
 	for _, rec := range cfg.Records {
 		m.records.set(rec)
@@ -361,7 +377,7 @@ func New(cfg Config) (*Member, error) {
 // Step takes an input at the time now, and does what is due.
 func (m *Member) Step(now time.Duration, in Input) Output {
 	m.now = max(m.now, now)
-	m.out = Output{Record: m.out.Record[:0], Send: m.out.Send[:0], Relay: m.out.Relay[:0], Events: m.out.Events[:0]}
+	m.out = Output{Record: m.out.Record[:0], Send: m.out.Send[:0], Relay: m.out.Relay[:0], Events: m.out.Events[:0], Reports: m.out.Reports[:0]}
 	if _, first := in.(Start); !first && !m.started {
 		return m.out
 	}
@@ -385,6 +401,8 @@ func (m *Member) Step(now time.Duration, in Input) Output {
 		m.startTakeover(in)
 	case HandOff:
 		m.ask(in)
+	case Command:
+		m.command(in)
 	case Optimise:
 		m.optimise(in.Client)
 	case DeleteBinding:
@@ -392,6 +410,7 @@ func (m *Member) Step(now time.Duration, in Input) Output {
 	case Tick:
 	}
 	m.due()
+	m.counted()
 	return m.out
 }
 
@@ -417,6 +436,13 @@ func (m *Member) due() {
 			m.optimise(k.addr)
 		case hesitation:
 			m.resolve()
+		case recount:
+			m.recounting = false
+			m.introduce()
+		case *job:
+			m.kick()
+		case *errand:
+			m.lostErrand(k, fmt.Sprintf("node %s has not answered for %v: perhaps its dsco is of a release that cannot do that", k.node, errandTimeout))
 		case *takeover:
 			m.endTakeover(fmt.Errorf("the home agent %s has not answered within %v; this node is the contact all the same and goes on trying", m.cfg.HomeAgent, m.cfg.TakeoverTimeout))
 		}

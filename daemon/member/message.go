@@ -3,6 +3,7 @@ package member
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"time"
 
@@ -48,6 +49,11 @@ const (
 	// Settled answers Done: nobody will ask for it any more.
 	Settled
 
+	// Order has the receiver do Job. Reported tells how far it is with the
+	// order of the same ID, with Report: at first at once, then now and then.
+	Order
+	Reported
+
 	kinds
 )
 
@@ -55,6 +61,7 @@ var kindNames = [kinds]string{
 	Hello: "hello", SetContact: "set contact", TakeOver: "take over", Owners: "owners", Stale: "stale", Gone: "gone",
 	Prepare: "prepare", Prepared: "prepared", Transfer: "transfer", Done: "done", Late: "late",
 	Abort: "abort", Query: "query", Settled: "settled",
+	Order: "order", Reported: "report",
 }
 
 func (k Kind) String() string {
@@ -93,8 +100,12 @@ type Message struct {
 	Complete     bool    `cbor:"18,keyasint,omitempty"`
 	Attached     bool    `cbor:"19,keyasint,omitempty"` // an application is attached to the sender
 	Accepts      bool    `cbor:"20,keyasint,omitempty"` // and it takes clients from other nodes
+	Draining     bool    `cbor:"22,keyasint,omitempty"` // but not now
 
 	Packets [][]byte `cbor:"21,keyasint,omitempty"`
+
+	Job    *Job    `cbor:"23,keyasint,omitempty"`
+	Report *Report `cbor:"24,keyasint,omitempty"`
 }
 
 // Owned is a client with the epoch of its ownership.
@@ -204,6 +215,19 @@ func (m *Message) check() error {
 		needsClient, needsID = true, true
 	case Prepared, Done, Abort, Settled:
 		needsID = true
+	case Order:
+		needsID = true
+		if err := m.Job.check(); err != nil {
+			return err
+		}
+	case Reported:
+		needsID = true
+		if m.Report == nil {
+			return errors.New("no report")
+		}
+		if r := m.Report.Progress.Rate; !(r >= 0) || r > math.MaxFloat64 {
+			return fmt.Errorf("rate %g", r)
+		}
 	default:
 		return errors.New("unknown")
 	}

@@ -3,11 +3,13 @@ package member
 import (
 	"bytes"
 	"errors"
+	"math"
 	"net/netip"
 	"reflect"
 	"testing"
 	"time"
 
+	"github.com/distributed-servers/ds/daemon/plan"
 	"github.com/distributed-servers/ds/mobility/node"
 )
 
@@ -32,6 +34,11 @@ func samples() []*Message {
 		{Kind: Abort, ID: 1},
 		{Kind: Query, ID: 1, Client: c},
 		{Kind: Settled, ID: 1},
+		{Kind: Order, ID: 1, Job: &Job{What: Move, To: []JobTarget{{Node: "b", Weight: 2, Most: 3}}, Rate: 0.5, Width: 7}},
+		{Kind: Reported, ID: 1, Report: &Report{
+			Progress: plan.Progress{Moved: 1, Moving: 2, Left: 3, Stuck: 4, Failed: 5, Rate: 6, ETA: 7, To: []plan.Count{{Node: "b", Clients: 1}}},
+			Failures: []Failure{{Client: c, To: "b", Error: "no", GivenUp: true}}, Done: true, Error: "not all",
+		}},
 	}
 }
 
@@ -67,7 +74,7 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-const lastKind = Settled + 1
+const lastKind = Reported + 1
 
 func TestIncompleteMessages(t *testing.T) {
 	c := clientAddr(0)
@@ -78,6 +85,12 @@ func TestIncompleteMessages(t *testing.T) {
 		{Kind: Gone, Client: netip.MustParseAddr("fe80::1")}, {Kind: Gone, Client: netip.MustParseAddr("192.0.2.1")},
 		{Kind: Owners, Owners: []Owned{{Client: netip.IPv6Unspecified()}}},
 		{Kind: Owners, Owners: make([]Owned, MaxOwners+1)},
+		{Kind: Order, ID: 1}, {Kind: Order, Job: &Job{What: Drain}}, {Kind: Order, ID: 1, Job: &Job{}}, {Kind: Order, ID: 1, Job: &Job{What: tasks}},
+		{Kind: Order, ID: 1, Job: &Job{What: Drain, Rate: -1}}, {Kind: Order, ID: 1, Job: &Job{What: Drain, Rate: math.NaN()}},
+		{Kind: Order, ID: 1, Job: &Job{What: Drain, Width: plan.MaxWidth + 1}}, {Kind: Order, ID: 1, Job: &Job{What: Drain, To: make([]JobTarget, maxTargets+1)}},
+		{Kind: Order, ID: 1, Job: &Job{What: Drain, To: []JobTarget{{Node: "b", Weight: -1}}}},
+		{Kind: Reported, ID: 1}, {Kind: Reported, ID: 1, Report: &Report{Progress: plan.Progress{Rate: math.Inf(1)}}},
+		{Kind: Reported, Report: &Report{}},
 	} {
 		m.Server = home.Addr()
 		b, err := m.Append(nil)

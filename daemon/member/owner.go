@@ -77,7 +77,9 @@ func (m *Member) sessionConfig() *api.SessionConfig {
 	c.Peers, c.Nodes = nil, nil
 	for name := range m.Peers() {
 		a := m.cfg.Nodes[name]
-		c.Nodes = append(c.Nodes, name)
+		if hello := m.up[name]; hello == nil || !hello.Draining {
+			c.Nodes = append(c.Nodes, name) // not where nobody is to go
+		}
 		c.Peers = append(c.Peers, a.CareOf, a.Daemon)
 	}
 	// A contact that was relays for a while to those it knows.
@@ -105,9 +107,14 @@ func (m *Member) appGone(lost bool) {
 	m.event(api.EventDetached, netip.Addr{}, "", detail)
 	m.abandonHandoffs(lost)
 	for _, id := range slices.Sorted(maps.Keys(m.asked)) {
-		m.answer(Answer{ID: m.asked[id], Err: errors.New("the application has gone")})
+		if by := m.asked[id]; by.job == nil {
+			m.answer(Answer{ID: by.command, Err: errors.New("the application has gone")})
+		}
 	}
 	clear(m.asked)
+	if m.job != nil {
+		m.finish(m.job, "the application has gone")
+	}
 	if !lost {
 		return
 	}

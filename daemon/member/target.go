@@ -72,6 +72,9 @@ func (m *Member) consider(key handoffKey, msg *Message) {
 	case !m.accepts:
 		refuse("the application takes no clients from other nodes")
 		return
+	case m.draining:
+		refuse("it is being drained")
+		return
 	case m.clients[msg.Client] != nil:
 		refuse("it has connections of this client itself")
 		return

@@ -88,6 +88,7 @@ type host struct {
 	kept  []Record
 
 	answers map[uint64]Answer
+	reports map[uint64][]Report
 	events  []Event
 }
 
@@ -156,7 +157,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 		t.Fatal(err)
 	}
 	for _, n := range names {
-		h := &host{w: w, name: n, saved: Contact{Name: "a"}, answers: make(map[uint64]Answer)}
+		h := &host{w: w, name: n, saved: Contact{Name: "a"}, answers: make(map[uint64]Answer), reports: make(map[uint64][]Report)}
 		w.members[n] = h
 		h.boot()
 	}
@@ -334,6 +335,9 @@ func (h *host) step(in Input) {
 	}
 	for _, a := range out.Answers {
 		h.answers[a.ID] = a
+	}
+	for _, r := range out.Reports {
+		h.reports[r.ID] = append(h.reports[r.ID], r)
 	}
 }
 

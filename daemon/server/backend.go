@@ -31,6 +31,13 @@ type Backend interface {
 	DeleteBinding(ctx context.Context, dsa, client netip.Addr) error
 	Handoff(ctx context.Context, dsa, client netip.Addr, to string) (*api.Handoff, error)
 
+	// Drain and Move tell how far they are until they are done or the context
+	// ends. An error before anything was told is answered; later ones end the
+	// stream. If tell fails, nobody listens any more.
+	Drain(ctx context.Context, dsa netip.Addr, node string, r api.MoveRequest, tell func(api.MoveProgress) error) error
+	Move(ctx context.Context, dsa netip.Addr, node string, r api.MoveRequest, tell func(api.MoveProgress) error) error
+	Undrain(ctx context.Context, dsa netip.Addr, node string) error
+
 	SetContact(ctx context.Context, dsa netip.Addr, node string) (*api.Contact, error)
 	TakeOver(ctx context.Context, dsa netip.Addr, force bool) (*api.Contact, error)
 
@@ -83,6 +90,16 @@ func (u Unsupported) DeleteBinding(context.Context, netip.Addr, netip.Addr) erro
 func (u Unsupported) Handoff(context.Context, netip.Addr, netip.Addr, string) (*api.Handoff, error) {
 	return nil, u.err()
 }
+
+func (u Unsupported) Drain(context.Context, netip.Addr, string, api.MoveRequest, func(api.MoveProgress) error) error {
+	return u.err()
+}
+
+func (u Unsupported) Move(context.Context, netip.Addr, string, api.MoveRequest, func(api.MoveProgress) error) error {
+	return u.err()
+}
+
+func (u Unsupported) Undrain(context.Context, netip.Addr, string) error { return u.err() }
 
 func (u Unsupported) SetContact(context.Context, netip.Addr, string) (*api.Contact, error) {
 	return nil, u.err()

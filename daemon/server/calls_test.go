@@ -64,6 +64,29 @@ var clientCalls = []clientCall{
 		v, err := c.Handoff(ctx, dsa, client1, "b")
 		return expect(err, v != nil && v.To == "b" && v.Connections == 3 && v.Took == 1500000)
 	}, "handoff 2001:db8:9::1 b"},
+	{"POST /servers/{dsa}/nodes/{node}/drain", func(ctx context.Context, c *api.Client) error {
+		var last api.MoveProgress
+		n := 0
+		for p, err := range c.Drain(ctx, dsa, "b", api.MoveRequest{To: []api.MoveTarget{{Node: "a", Weight: 2}}, Rate: 0.5, Concurrency: 3}) {
+			if err != nil {
+				return err
+			}
+			last = p
+			n++
+		}
+		return expect(nil, n == 2 && last.Done && last.Moved == 2 && last.Failures[0].Error == "no")
+	}, "drain b {To:[{Node:a Weight:2 Clients:0}] Rate:0.5 Concurrency:3}"},
+	{"DELETE /servers/{dsa}/nodes/{node}/drain", func(ctx context.Context, c *api.Client) error {
+		return c.Undrain(ctx, dsa, "b")
+	}, "undrain b"},
+	{"POST /servers/{dsa}/nodes/{node}/move", func(ctx context.Context, c *api.Client) error {
+		for p, err := range c.Move(ctx, dsa, "b", api.MoveRequest{To: []api.MoveTarget{{Node: "a", Clients: 2}}}) {
+			if err != nil || p.Done {
+				return expect(err, p.Moved == 2)
+			}
+		}
+		return errors.New("no last line")
+	}, "move b {To:[{Node:a Weight:0 Clients:2}] Rate:0 Concurrency:0}"},
 	{"PUT /servers/{dsa}/contact", func(ctx context.Context, c *api.Client) error {
 		v, err := c.SetContact(ctx, dsa, "b")
 		return expect(err, v != nil && v.Node == "b")
@@ -124,6 +147,38 @@ func TestErrors(t *testing.T) {
 				t.Errorf("%s: got %v, want %s", call.route, err, tt.want)
 			}
 		}
+	}
+}
+
+func TestMoveRequests(t *testing.T) {
+	f := new(fake)
+	_, c := serve(t, Config{Backend: f})
+	for _, tt := range []struct {
+		counts bool
+		r      api.MoveRequest
+		want   string
+	}{
+		{false, api.MoveRequest{Rate: -1}, "rate -1"},
+		{false, api.MoveRequest{Rate: 1e7}, "rate 1e+07"},
+		{false, api.MoveRequest{Concurrency: 1025}, "concurrency 1025"},
+		{false, api.MoveRequest{To: []api.MoveTarget{{}}}, "a node without name"},
+		{false, api.MoveRequest{To: []api.MoveTarget{{Node: "b", Weight: 1001}}}, `node "b": weight 1001`},
+		{false, api.MoveRequest{To: []api.MoveTarget{{Node: "b", Clients: 1}}}, "drained of all"},
+		{true, api.MoveRequest{}, "no node to move clients to"},
+		{true, api.MoveRequest{To: []api.MoveTarget{{Node: "b"}}}, `node "b": 0 clients`},
+	} {
+		stream := c.Drain
+		if tt.counts {
+			stream = c.Move
+		}
+		for _, err := range stream(t.Context(), dsa, "a", tt.r) {
+			if !errors.Is(err, api.ErrInvalid) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%+v: %v", tt.r, err)
+			}
+		}
+	}
+	if len(f.calls) > 0 {
+		t.Errorf("the backend was asked %q", f.calls)
 	}
 }
 

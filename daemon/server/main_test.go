@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -92,6 +93,32 @@ func (f *fake) Handoff(ctx context.Context, d, c netip.Addr, to string) (*api.Ha
 		return nil, ctx.Err()
 	}
 	return &api.Handoff{Server: d, Client: c, From: "a", To: to, Connections: 3, Took: api.Seconds(1500 * time.Microsecond)}, err
+}
+
+func (f *fake) Drain(ctx context.Context, d netip.Addr, node string, r api.MoveRequest, tell func(api.MoveProgress) error) error {
+	if err := f.called(fmt.Sprintf("drain %s %+v", node, r)); err != nil {
+		return err
+	}
+	if f.asked != nil {
+		f.asked <- struct{}{}
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if err := tell(api.MoveProgress{Node: node, Moved: 1, Left: 1}); err != nil {
+		return err
+	}
+	return tell(api.MoveProgress{Node: node, Moved: 2, Done: true, Failures: []api.MoveFailure{{Client: client1, To: "b", Error: "no"}}})
+}
+
+func (f *fake) Move(_ context.Context, d netip.Addr, node string, r api.MoveRequest, tell func(api.MoveProgress) error) error {
+	if err := f.called(fmt.Sprintf("move %s %+v", node, r)); err != nil {
+		return err
+	}
+	return tell(api.MoveProgress{Node: node, Moved: 2, Done: true})
+}
+
+func (f *fake) Undrain(_ context.Context, d netip.Addr, node string) error {
+	return f.called("undrain " + node)
 }
 
 func (f *fake) SetContact(_ context.Context, d netip.Addr, node string) (*api.Contact, error) {

@@ -66,6 +66,12 @@ var rules = []rule{
 		why:    "mobility is the protocol: it serves any stack, the kernel's too, and the daemon drives it, not the other way round",
 	},
 	{
+		from:   []string{"./daemon/plan"},
+		to:     []string{"./..."},
+		except: []string{"./internal/deadline"},
+		why:    "daemon/plan is a leaf: who goes where and when, for daemons and commands alike; it hands nobody off",
+	},
+	{
 		from: []string{"./daemon/rawip"},
 		to:   []string{"./..."},
 		why:  "daemon/rawip is a leaf: packets in and out of sockets, whatever is in them",
@@ -205,6 +211,8 @@ func TestBroken(t *testing.T) {
 			"./daemon/identity imports ./daemon/peer", "daemon/identity is a leaf"},
 		{"peer knows no member", graph{"./daemon/peer": {"./daemon/member", "./daemon/identity"}},
 			"./daemon/peer imports ./daemon/member", "what they say is not its concern"},
+		{"plan is a leaf", graph{"./daemon/plan": {"./daemon/api"}},
+			"./daemon/plan imports ./daemon/api", "daemon/plan is a leaf"},
 		{"filter on wire", graph{"./daemon/filter": {"./mobility/wire"}}, "", ""},
 		{"host knows no role", graph{"./daemon/host": {"./daemon/config"}},
 			"./daemon/host imports ./daemon/config", "change the kernel for any role"},

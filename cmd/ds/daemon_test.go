@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/netip"
 	"os"
@@ -31,8 +32,10 @@ var (
 // fake is a node's daemon with one client.
 type fake struct {
 	server.Unsupported
-	servers int
-	asked   []string
+	servers  int
+	clients  int  // of node a; default 1
+	draining bool // node c
+	asked    []string
 }
 
 func (f *fake) Status(ctx context.Context) (*api.Status, error) {
@@ -59,9 +62,36 @@ func (f *fake) Servers(context.Context) ([]api.Server, error) {
 
 func (f *fake) Nodes(context.Context, netip.Addr) ([]api.NodeInfo, error) {
 	return []api.NodeInfo{
-		{Node: "a", CareOf: careOf, Local: true, Contact: true, Attached: true, AcceptsHandoffs: true, Clients: 1},
+		{Node: "a", CareOf: careOf, Local: true, Contact: true, Attached: true, AcceptsHandoffs: true, Clients: max(1, f.clients)},
 		{Node: "b", CareOf: careOf.Next(), Connected: true},
+		{Node: "c", CareOf: careOf.Next(), Connected: true, Attached: true, AcceptsHandoffs: true, Draining: f.draining},
 	}, nil
+}
+
+func (f *fake) Drain(_ context.Context, _ netip.Addr, node string, r api.MoveRequest, tell func(api.MoveProgress) error) error {
+	f.did(fmt.Sprintf("drain %s %v %g %d", node, r.To, r.Rate, r.Concurrency))
+	if node == "z" {
+		return api.Errorf(api.ErrConflict, "", "there is no node z")
+	}
+	failed := []api.MoveFailure{{Client: clientAddr, To: "b", Error: "full", GivenUp: node == "c"}}
+	if err := tell(api.MoveProgress{Node: node, Moved: 1, Left: 2, Moving: 1, Rate: 10, ETA: api.Seconds(200 * time.Millisecond), Failed: 1, Failures: failed}); err != nil {
+		return err
+	}
+	last := api.MoveProgress{Node: node, Moved: 3, Failed: 1, Done: true, To: []api.MoveTarget{{Node: "b", Clients: 1}, {Node: "d", Clients: 2}}}
+	if node == "c" {
+		last.Error = "one is left"
+	}
+	return tell(last)
+}
+
+func (f *fake) Move(_ context.Context, _ netip.Addr, node string, r api.MoveRequest, tell func(api.MoveProgress) error) error {
+	f.did(fmt.Sprintf("move %s %v %g %d", node, r.To, r.Rate, r.Concurrency))
+	return tell(api.MoveProgress{Node: node, Moved: 3, Done: true, To: r.To})
+}
+
+func (f *fake) Undrain(_ context.Context, _ netip.Addr, node string) error {
+	f.did("undrain " + node)
+	return nil
 }
 
 func (f *fake) Clients(_ context.Context, dsa netip.Addr) ([]api.ClientInfo, error) {
@@ -135,7 +165,7 @@ func daemon(t *testing.T, f *fake) (string, *server.Events) {
 }
 
 func TestDaemonCommands(t *testing.T) {
-	f := &fake{servers: 1}
+	f := &fake{servers: 1, clients: 9}
 	socket, _ := daemon(t, f)
 	for _, tt := range []struct {
 		args string
@@ -144,10 +174,19 @@ func TestDaemonCommands(t *testing.T) {
 	}{
 		{"status", []string{"node a, version ", "since 3h", "SERVER ", "2001:db8:1::80  2001:db8:5::80:a  a (this)  4      10m0s       www (321)    ds0        1        1          –",
 			"PEER  ADDRESS           CONNECTED", "c     2001:db8:5::80:a  no         –      connection refused", "refused  7"}, ""},
-		{"nodes", []string{"NODE  CARE-OF", "a     2001:db8:5::80:a  –       yes        yes          yes            1        contact, this"}, ""},
+		{"nodes", []string{"NODE  CARE-OF", "a     2001:db8:5::80:a  –       yes        yes          yes            9        contact, this"}, ""},
 		{"clients", []string{"CLIENT ", "2001:db8:9::1  a      3      optimised  established, handoff: transfer  2            2d"}, ""},
 		{"trace 2001:db8:9::1", []string{"owner          a (this), epoch 3", "binding        at 2001:db8:5::80:a, sequence 258", "home token     of 1m30s", "care-of token  none", "owned    epoch 3  \n"}, ""},
 		{"handoff 2001:db8:9::1 b", []string{"2001:db8:9::1 went from a to b in 1.234ms: connections: 2, relayed\n"}, "handoff b"},
+		{"drain a", []string{"ds: a is the contact, where new clients begin", "ds: 2001:db8:9::1 stays at a: full (to b; it is tried again)\n",
+			"a is drained: clients that have gone: 3 (1 to b, 2 to d), failed handoffs: 1, in "}, "drain a [] 0 64"},
+		{"drain b --to a,c --weight c=2 --rate 0.5 --concurrency 3", []string{"b is drained"}, "drain b [{a 0 0} {c 2 0}] 0.5 3"},
+		{"drain b --weight c=2", []string{"b is drained"}, "drain b [{a 0 0} {c 2 0}] 0 64"},
+		{"drain b --undo", nil, "undrain b"},
+		{"undrain b", nil, "undrain b"},
+		{"rebalance", []string{"rebalanced: clients that have gone: 3 (4 to c), in "}, "move a [{c 0 4}] 0 64"},
+		{"rebalance --weight c=2 --rate 5", []string{"rebalanced"}, "move a [{c 0 6}] 5 64"},
+		{"rebalance --dry-run", []string{"a     1       9        5      –\n", "b     1       0        0      left alone: drained, not connected, or without application\n", "FROM  TO  CLIENTS\na     c   4\n"}, ""},
 		{"binding start 2001:db8:9::1", nil, "optimise 2001:db8:9::1"},
 		{"binding delete 2001:db8:9::1", nil, "delete 2001:db8:9::1"},
 		{"contact show", []string{"contact  a\nepoch    4\n"}, ""},
@@ -170,7 +209,12 @@ func TestDaemonCommands(t *testing.T) {
 			t.Errorf("%s: the daemon was asked %q, want %q", tt.args, got, tt.ask)
 		}
 		out, err = ds(t, append(args, "--json")...)
-		if len(tt.want) > 0 && (err != nil || !json.Valid([]byte(out)) || strings.Count(out, "\n") != 1) {
+		for line := range strings.Lines(out) {
+			if !json.Valid([]byte(line)) && !strings.HasPrefix(line, "ds: ") || len(tt.want) == 0 {
+				t.Errorf("%s --json: %s", tt.args, line)
+			}
+		}
+		if len(tt.want) > 0 && (err != nil || out == "") {
 			t.Errorf("%s --json: %v\n%s", tt.args, err, out)
 		}
 	}
@@ -190,6 +234,12 @@ func TestDaemonErrors(t *testing.T) {
 		{"trace 2001:db8:9::2 --server 2001:db8:1::80", socket, "this node does not know client 2001:db8:9::2; ds clients shows"},
 		{"handoff 2001:db8:9::1 z --server 2001:db8:1::80", socket, "there is no node z; ds nodes shows them"},
 		{"handoff 2001:db8:9::1", socket, "accepts 2 arg"},
+		{"drain z --server 2001:db8:1::80", socket, "there is no node z"},
+		{"drain c --server 2001:db8:1::80", socket, "one is left; c is being drained: run it again to go on, or ds undrain c"},
+		{"drain b --weight x=2 --to c --server 2001:db8:1::80", socket, "--weight x: clients do not go to that node"},
+		{"drain b --rate -1 --server 2001:db8:1::80", socket, "rate -1"},
+		{"rebalance --weight x=2 --server 2001:db8:1::80", socket, "--weight x: there is no such node"},
+		{"rebalance --weight c=0 --server 2001:db8:1::80", socket, "--weight c=0: want 1 to 1000"},
 		{"contact show --server 2001:db8:1::99", socket, "no distributed server 2001:db8:1::99"},
 		{"contact nothing", socket, "nothing"},
 		{"watch --client x", socket, `--client: "x"`},
@@ -251,8 +301,9 @@ func TestCompletion(t *testing.T) {
 		"trace|":                                         "",
 		"trace|--server|2001:db8:1::80|":                 "2001:db8:9::1\tat a\n",
 		"handoff|--server|2001:db8:1::80|":               "2001:db8:9::1\tat a\n",
-		"handoff|--server|2001:db8:1::80|2001:db8:9::1|": "a\nb\n",
-		"contact|set|--server|2001:db8:1::80|":           "a\nb\n",
+		"handoff|--server|2001:db8:1::80|2001:db8:9::1|": "a\nb\nc\n",
+		"contact|set|--server|2001:db8:1::80|":           "a\nb\nc\n",
+		"drain|--server|2001:db8:1::80|":                 "a\nb\nc\n",
 		"clients|--server|":                              "2001:db8:1::80\n2001:db8:1::81\n",
 		"watch|--server|2001:db8:1::80|--client|":        "2001:db8:9::1\tat a\n",
 	} {

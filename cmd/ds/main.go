@@ -56,6 +56,7 @@ it needs no change and notices nothing.`,
   ds status                     the daemon, its distributed servers and its peers
   ds clients                    who is served, and where
   ds handoff 2001:db8:9::1 b    hand a client off
+  ds drain a                    hand all clients of a node to the others
   ds contact takeover           make this node the contact
   source <(ds completion bash)  complete commands, nodes and clients`,
 		SilenceErrors: true,
@@ -64,7 +65,7 @@ it needs no change and notices nothing.`,
 	const ask, machine = "ask", "machine"
 	c.AddGroup(&cobra.Group{ID: ask, Title: "The daemon on this machine:"}, &cobra.Group{ID: machine, Title: "This machine:"})
 	for group, commands := range map[string][]*cobra.Command{
-		ask:     {statusCommand(), nodesCommand(), clientsCommand(), traceCommand(), handoffCommand(), bindingCommand(), contactCommand(), watchCommand()},
+		ask:     {statusCommand(), nodesCommand(), clientsCommand(), traceCommand(), handoffCommand(), drainCommand(), undrainCommand(), rebalanceCommand(), bindingCommand(), contactCommand(), watchCommand()},
 		machine: {checkCommand(), benchCommand(), demoCommand()},
 	} {
 		for _, sub := range commands {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -119,15 +120,15 @@ func nodesCommand() *cobra.Command {
 func nodesTable(w *tabwriter.Writer, nodes []api.NodeInfo) {
 	row(w, "NODE", "CARE-OF", "DAEMON", "CONNECTED", "APPLICATION", "TAKES CLIENTS", "CLIENTS", "ROLE")
 	for _, n := range nodes {
-		role := ""
-		switch {
-		case n.Contact && n.Local:
-			role = "contact, this"
-		case n.Contact:
-			role = "contact"
-		case n.Local:
-			role = "this"
+		var roles []string
+		for _, r := range []struct {
+			is   bool
+			name string
+		}{{n.Contact, "contact"}, {n.Local, "this"}, {n.Draining, "draining"}} {
+			if r.is {
+				roles = append(roles, r.name)
+			}
 		}
-		row(w, n.Node, n.CareOf, n.Address, yesNo(n.Connected || n.Local), yesNo(n.Attached), yesNo(n.AcceptsHandoffs), n.Clients, role)
+		row(w, n.Node, n.CareOf, n.Address, yesNo(n.Connected || n.Local), yesNo(n.Attached), yesNo(n.AcceptsHandoffs && !n.Draining), n.Clients, strings.Join(roles, ", "))
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/distributed-servers/ds/internal/nowait"
 )
 
 // A Session is one end of what an attached application and its daemon say to each
@@ -164,7 +166,7 @@ func (s *Session) SendFiles(m *Message, files ...*os.File) error {
 	s.sent = true
 	if !s.writing {
 		// Most messages go out here, without another goroutine.
-		n, err := tryWrite(s.conn, frame)
+		n, err := nowait.Write(s.conn, frame)
 		if err != nil {
 			return s.failLocked(fmt.Errorf("api: session: %w", err))
 		}

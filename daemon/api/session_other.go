@@ -10,8 +10,6 @@ import (
 
 var errNoDescriptors = errors.New("api: session: this system passes no descriptors")
 
-func tryWrite(*net.UnixConn, []byte) (int, error) { return 0, nil }
-
 func writeFiles(*net.UnixConn, []byte, []*os.File) (int, error) { return 0, errNoDescriptors }
 
 type descriptors struct{ conn *net.UnixConn }

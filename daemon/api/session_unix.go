@@ -13,32 +13,6 @@ import (
 	"syscall"
 )
 
-// tryWrite writes as much as goes without waiting.
-func tryWrite(conn *net.UnixConn, b []byte) (n int, err error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	// The descriptor does not block, as those of package net do not.
-	werr := raw.Write(func(fd uintptr) bool {
-		for {
-			n, err = syscall.Write(int(fd), b)
-			if err != syscall.EINTR {
-				return true
-			}
-		}
-	})
-	switch {
-	case werr != nil:
-		return 0, werr
-	case errors.Is(err, syscall.EAGAIN):
-		return 0, nil
-	case err != nil:
-		return 0, os.NewSyscallError("write", err)
-	}
-	return n, nil
-}
-
 // writeFiles writes b or the beginning of it, with descriptors.
 func writeFiles(conn *net.UnixConn, b []byte, files []*os.File) (n int, err error) {
 	fds := make([]int, len(files))

@@ -5,16 +5,26 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"net"
 	"sync"
 	"time"
+
+	"github.com/distributed-servers/ds/internal/nowait"
 )
 
 // link is one connection.
 type link struct {
-	conn *tls.Conn
-	max  int
-	up   bool // the reader's
-	wake chan struct{}
+	conn    *tls.Conn
+	out     *outbox // below conn
+	max     int
+	timeout time.Duration
+	up      bool // the reader's
+	wake    chan struct{}
+
+	// order is held by whoever writes to conn, so that frames go out in the order
+	// in which they were queued. It comes before mu.
+	order sync.Mutex
+	short []byte // order's: a frame with its length
 
 	mu     sync.Mutex
 	queue  []byte
@@ -22,11 +32,32 @@ type link struct {
 	err    error
 }
 
-func newLink(conn *tls.Conn, maxBacklog int) *link {
-	return &link{conn: conn, max: maxBacklog, wake: make(chan struct{}, 1)}
+func newLink(conn *tls.Conn, maxBacklog int, timeout time.Duration) *link {
+	return &link{conn: conn, out: conn.NetConn().(*outbox), max: maxBacklog, timeout: timeout, wake: make(chan struct{}, 1)}
 }
 
+// maxShort is the size of a frame, in octets, up to which the sender encrypts and
+// writes it itself, if nobody else is writing: that is one goroutine less to be woken
+// in the middle of a handoff.
+const maxShort = 64 << 10
+
 func (l *link) send(frame []byte) error {
+	if len(frame) <= maxShort && l.order.TryLock() {
+		sent, err := l.sendNow(frame)
+		l.order.Unlock()
+		switch {
+		case err != nil:
+			return err
+		case sent:
+			l.mu.Lock()
+			waiting := len(l.queue) > 0 // since, behind this one
+			l.mu.Unlock()
+			if waiting {
+				l.wakeWriter()
+			}
+			return nil
+		}
+	}
 	l.mu.Lock()
 	switch {
 	case l.closed:
@@ -40,16 +71,48 @@ func (l *link) send(frame []byte) error {
 	l.queue = binary.BigEndian.AppendUint32(l.queue, uint32(len(frame)))
 	l.queue = append(l.queue, frame...)
 	l.mu.Unlock()
+	l.wakeWriter()
+	return nil
+}
+
+func (l *link) wakeWriter() {
 	select {
 	case l.wake <- struct{}{}:
 	default:
 	}
-	return nil
+}
+
+// sendNow sends a frame without waiting, unless there is something to wait for.
+// order is held.
+func (l *link) sendNow(frame []byte) (sent bool, err error) {
+	l.mu.Lock()
+	closed, queued := l.closed, len(l.queue) > 0
+	l.mu.Unlock()
+	switch {
+	case closed:
+		return false, ErrNotConnected
+	case queued || l.out.waiting():
+		return false, nil
+	}
+	l.short = binary.BigEndian.AppendUint32(l.short[:0], uint32(len(frame)))
+	l.short = append(l.short, frame...)
+	l.conn.SetWriteDeadline(time.Now().Add(l.timeout))
+	l.out.patient(false)
+	_, err = l.conn.Write(l.short)
+	l.out.patient(true)
+	if err != nil {
+		l.fail(err)
+		return false, ErrNotConnected
+	}
+	if l.out.waiting() {
+		l.wakeWriter()
+	}
+	return true, nil
 }
 
 // write sends what is queued, and an empty frame at once and whenever there has
 // been nothing for a third of the timeout.
-func (l *link) write(timeout time.Duration) {
+func (l *link) write() {
 	idle := time.NewTimer(0)
 	defer idle.Stop()
 	var out []byte
@@ -58,30 +121,40 @@ func (l *link) write(timeout time.Duration) {
 		case <-l.wake:
 		case <-idle.C:
 		}
+		l.order.Lock()
 		l.mu.Lock()
 		out, l.queue = l.queue, out[:0]
 		closed := l.closed
 		l.mu.Unlock()
+		if !closed {
+			if len(out) == 0 {
+				out = append(out, 0, 0, 0, 0)
+			}
+			closed = !l.writeAll(out)
+		}
+		l.order.Unlock()
 		if closed {
 			return
-		}
-		if len(out) == 0 {
-			out = append(out, 0, 0, 0, 0)
-		}
-		for rest := out; len(rest) > 0; {
-			n := min(len(rest), 1<<20)
-			l.conn.SetWriteDeadline(time.Now().Add(timeout))
-			if _, err := l.conn.Write(rest[:n]); err != nil {
-				l.fail(err)
-				return
-			}
-			rest = rest[n:]
 		}
 		if cap(out) > 1<<20 {
 			out = nil
 		}
-		idle.Reset(timeout / 3)
+		idle.Reset(l.timeout / 3)
 	}
+}
+
+// writeAll writes octets, as long as some go out now and then. order is held.
+func (l *link) writeAll(b []byte) bool {
+	for len(b) > 0 {
+		n := min(len(b), 1<<20)
+		l.conn.SetWriteDeadline(time.Now().Add(l.timeout))
+		if _, err := l.conn.Write(b[:n]); err != nil {
+			l.fail(err)
+			return false
+		}
+		b = b[n:]
+	}
+	return true
 }
 
 // fail ends the connection; the first reason counts.
@@ -93,11 +166,52 @@ func (l *link) fail(err error) {
 	}
 	l.closed, l.err = true, err
 	l.queue = nil
-	l.conn.NetConn().Close() // not TLS's: it would wait for a writer
-	select {
-	case l.wake <- struct{}{}:
-	default:
+	l.out.Close() // not TLS's: it would wait for a writer
+	l.wakeWriter()
+}
+
+// outbox is the connection below TLS. Write, when it is not patient, keeps what does
+// not go out at once, and never waits.
+type outbox struct {
+	net.Conn
+
+	mu        sync.Mutex
+	impatient bool
+	kept      []byte
+}
+
+func (o *outbox) patient(yes bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.impatient = !yes
+}
+
+// waiting tells whether something is kept.
+func (o *outbox) waiting() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.kept) > 0
+}
+
+func (o *outbox) Write(b []byte) (n int, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case !o.impatient && len(o.kept) == 0:
+		return o.Conn.Write(b)
+	case !o.impatient:
+		if _, err := o.Conn.Write(o.kept); err != nil {
+			return 0, err
+		}
+		o.kept = nil
+		return o.Conn.Write(b)
+	case len(o.kept) == 0:
+		if n, err = nowait.Write(o.Conn.(*net.TCPConn), b); err != nil {
+			return n, err
+		}
 	}
+	o.kept = append(o.kept, b[n:]...)
+	return len(b), nil
 }
 
 // patient is a connection that fails when nothing has come for a time, however

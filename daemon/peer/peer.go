@@ -315,7 +315,7 @@ func (m *Mesh) connect(ctx context.Context, name string, addr netip.AddrPort) (*
 	if err != nil {
 		return nil, err
 	}
-	conn := tls.Client(c, m.cfg.Identity.Client(name, protocols...))
+	conn := tls.Client(&outbox{Conn: c}, m.cfg.Identity.Client(name, protocols...))
 	if err := conn.HandshakeContext(ctx); err != nil {
 		c.Close()
 		return nil, err
@@ -351,7 +351,7 @@ func (m *Mesh) serve(name string, conn *tls.Conn) {
 	o.turn.Lock()
 	defer o.turn.Unlock()
 
-	l := newLink(conn, m.cfg.MaxBacklog)
+	l := newLink(conn, m.cfg.MaxBacklog, m.cfg.Timeout)
 	m.mu.Lock()
 	if m.ctx.Err() != nil || m.peers[name] != o {
 		m.mu.Unlock()
@@ -361,7 +361,7 @@ func (m *Mesh) serve(name string, conn *tls.Conn) {
 	m.mu.Unlock()
 
 	var writing sync.WaitGroup
-	writing.Go(func() { l.write(m.cfg.Timeout) })
+	writing.Go(l.write)
 	err := m.read(name, l)
 	l.fail(err)
 	writing.Wait()

@@ -53,7 +53,7 @@ func (m *Mesh) server(c net.Conn) (conn *tls.Conn, offered func() []string) {
 		}
 		return nil, nil
 	}
-	return tls.Server(c, cfg), func() []string { return seen }
+	return tls.Server(&outbox{Conn: c}, cfg), func() []string { return seen }
 }
 
 // versions tells whether what a node has offered is why it is refused.

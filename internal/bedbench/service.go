@@ -123,7 +123,12 @@ func (s *service) serve(c net.Conn, x *session) error {
 		}
 		x.want = b[0]
 	}
-	buf := make([]byte, 256<<10)
+	var buf []byte
+	if x.want == wantEcho {
+		buf = make([]byte, messageLen)
+	} else {
+		buf = make([]byte, 256<<10)
+	}
 	for {
 		switch x.want {
 		case wantDown:

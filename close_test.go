@@ -62,6 +62,9 @@ func TestCloseInDoubt(t *testing.T) {
 		t.Errorf("a second handoff: %v", err)
 	}
 	w.nodes["a"].stop()
+	if _, err := he.Outcome(context.Background()); !errors.Is(err, ds.ErrClosed) {
+		t.Errorf("the outcome when the node is closed: %v", err)
+	}
 	s.ping(t)
 	w.noFaults()
 }
@@ -89,9 +92,17 @@ func TestBackFromDoubt(t *testing.T) {
 	}
 	s.ping(t)
 	w.cluster.Restart("a") // now it is in doubt
+	outcome := make(chan bool, 1)
+	go func() {
+		moved, err := he.Outcome(context.Background())
+		outcome <- moved && err == nil
+	}()
 	for _, step := range []struct{ from, to string }{{"b", "a"}, {"a", "b"}} {
 		w.awaitHandoff(client1, step.from, step.to)
 		s.ping(t)
+	}
+	if !<-outcome {
+		t.Error("the client had moved, which is not what the error says in the end")
 	}
 	w.noFaults()
 }

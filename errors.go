@@ -1,6 +1,7 @@
 package ds
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -61,10 +62,35 @@ type HandoffError struct {
 	// client is served here as before. If so, it is not known whether it is
 	// served at To: its connections here stay frozen and silent, so that nobody
 	// sends twice, until the daemon answers after all, the client comes back in
-	// a handoff, or the Node is closed.
+	// a handoff, or the Node is closed. Outcome waits for that.
 	Committed bool
 
 	Err error
+
+	of *handoff // that is in doubt, nil if none is
+}
+
+// Outcome tells what has become of the client in the end, and waits until that is
+// known: whether it is served at To now, or here as before. The latter is known at
+// once unless Committed. The error is ctx's, or [ErrClosed] if the Node was closed
+// before anybody knew.
+func (e *HandoffError) Outcome(ctx context.Context) (moved bool, err error) {
+	if e.of == nil {
+		return false, nil
+	}
+	select {
+	case <-e.of.decided:
+		return e.of.moved, nil
+	default:
+	}
+	select {
+	case <-e.of.decided:
+		return e.of.moved, nil
+	case <-e.of.node.life.Done():
+		return false, ErrClosed
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	}
 }
 
 func (e *HandoffError) Error() string {

@@ -85,6 +85,13 @@ func TestFaults(t *testing.T) {
 				t.Fatalf("got %q, committed %v: want stage %s, committed %v, %q", err, he.Committed, tt.stage, tt.committed, tt.is)
 			}
 			w.cluster.SetDown(tt.node, false)
+			if he != nil {
+				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+				defer cancel()
+				if moved, err := he.Outcome(ctx); moved != (tt.owner == "b") || err != nil {
+					t.Errorf("it says in the end that the client has moved: %t, %v", moved, err)
+				}
+			}
 			s.ping(t)
 			w.awaitOwner(client1, tt.owner)
 			other := "b"

@@ -47,6 +47,8 @@ type handoff struct {
 	answer   chan answer   // of the daemon
 	came     phase         // how far it had come when transfer gave up waiting
 	released time.Duration // how long release took
+	decided  chan struct{} // closed when the answer to Transfer has taken effect
+	moved    bool          // that it was well; known then
 
 	// Under Node.mu.
 	want  api.Kind // of the answer that is waited for, 0: none
@@ -91,9 +93,9 @@ func (h *handoff) reply(a answer) {
 // that has is called off if the target has not taken the client yet, and otherwise
 // goes on: which of the two shows later.
 func (n *Node) Handoff(ctx context.Context, client netip.Addr, to string, state func(net.Conn) ([]byte, error)) (*Report, error) {
-	h := &handoff{node: n, client: client.Unmap(), to: to, state: state, answer: make(chan answer, 1)}
-	if err := h.begin(ctx); err != nil {
-		return nil, &HandoffError{Stage: StagePrepare, Client: h.client, To: to, Committed: errors.Is(err, ErrUnknown), Err: err}
+	h := &handoff{node: n, client: client.Unmap(), to: to, state: state, answer: make(chan answer, 1), decided: make(chan struct{})}
+	if before, err := h.begin(ctx); err != nil {
+		return nil, &HandoffError{Stage: StagePrepare, Client: h.client, To: to, Committed: before != nil, Err: err, of: before}
 	}
 	defer n.wg.Done()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -106,27 +108,32 @@ func (n *Node) Handoff(ctx context.Context, client netip.Addr, to string, state 
 	if h.came == open {
 		h.undo(true)
 	}
-	return nil, &HandoffError{Stage: stage, Client: h.client, To: to, Committed: h.came == committed, Err: err}
+	failure := &HandoffError{Stage: stage, Client: h.client, To: to, Committed: h.came == committed, Err: err}
+	if failure.Committed {
+		failure.of = h
+	}
+	return nil, failure
 }
 
-// begin enters the handoff, if nothing speaks against it from the outset.
-func (h *handoff) begin(ctx context.Context) error {
+// begin enters the handoff, if nothing speaks against it from the outset. With
+// ErrUnknown comes the one before that is in doubt.
+func (h *handoff) begin(ctx context.Context) (before *handoff, err error) {
 	n := h.node
 	s, err := n.start(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := migrate.Check(); err != nil { // once; it takes some milliseconds
-		return err
+		return nil, err
 	}
 	_, ok := n.clients.claim(h.client)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !ok {
-		if n.doubtful[h.client] != nil {
-			return ErrUnknown
+		if before := n.doubtful[h.client]; before != nil {
+			return before, ErrUnknown
 		}
-		return ErrBusy
+		return nil, ErrBusy
 	}
 	switch {
 	case n.closed:
@@ -143,10 +150,10 @@ func (h *handoff) begin(ctx context.Context) error {
 		h.donor.AllowEmpty() // the daemon knows whether the client is ours
 		n.leaving[h.id] = h
 		n.wg.Add(1)
-		return nil
+		return nil, nil
 	}
 	n.clients.settle(h.client, unchanged)
-	return err
+	return nil, err
 }
 
 // run goes through the stages. It returns the one that failed, and why.
@@ -327,9 +334,11 @@ func (n *Node) answered(m *api.Message) {
 	n.mu.Unlock()
 	if m.Error == "" {
 		h.release(m.CareOf)
+		h.moved = true
 	} else {
 		h.undo(false)
 	}
+	close(h.decided)
 	n.mu.Lock()
 	h.reply(answer{m: m})
 	n.mu.Unlock()

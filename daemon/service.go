@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
 	"hash/fnv"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"sync"
@@ -121,7 +123,19 @@ func (s *service) stepLocked(in member.Input) {
 func (s *service) publish(e api.Event) {
 	e.Server = s.home
 	s.n.events.Publish(e)
-	s.n.log.Info(string(e.Kind), "server", e.Server, "client", e.Client, "node", e.Node, "detail", e.Detail)
+	s.n.log.Log(context.Background(), logLevel(e), string(e.Kind), "server", e.Server, "client", e.Client, "node", e.Node, "detail", e.Detail)
+}
+
+// logLevel is how much an event matters in the log. What happens to clients that
+// come, go and move may be thousands of lines a second, which ds watch shows better.
+func logLevel(e api.Event) slog.Level {
+	switch {
+	case e.Kind == api.EventFault || e.Kind == api.EventHandoffFailed:
+		return slog.LevelWarn
+	case e.Client.IsValid():
+		return slog.LevelDebug
+	}
+	return slog.LevelInfo
 }
 
 // tellRelay brings the relay what the member has for it.

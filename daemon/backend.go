@@ -51,7 +51,7 @@ func (n *Node) Status(ctx context.Context) (*api.Status, error) {
 		Role: api.RoleNode, Version: n.version, API: api.Version, PID: os.Getpid(), Started: n.begin,
 		Node: n.cfg.Node.Name, Address: n.cfg.Node.Address, Servers: servers, Counters: n.counters(),
 	}
-	for name, addr := range n.cfg.Node.Peers {
+	for name, addr := range *n.peers.Load() {
 		p := api.Peer{Node: name, Address: addr}
 		if v, ok := n.reached.Load(name); ok {
 			r := v.(reach)
@@ -123,7 +123,7 @@ func (s *service) status() api.Server {
 // contact is the contact as the member knows it. mu is held.
 func (s *service) contact() api.Contact {
 	c, _ := s.member.Contact()
-	v := api.Contact{Server: s.home, Node: c.Name, Epoch: c.Epoch, Address: s.n.cfg.Node.Peers[c.Name]}
+	v := api.Contact{Server: s.home, Node: c.Name, Epoch: c.Epoch, Address: (*s.n.peers.Load())[c.Name]}
 	if c.Name == s.n.cfg.Node.Name {
 		v.Address = s.n.cfg.Node.Address
 	}
@@ -141,7 +141,7 @@ func (n *Node) Nodes(_ context.Context, dsa netip.Addr) ([]api.NodeInfo, error) 
 	nodes := []api.NodeInfo{s.local()}
 	contact, _ := s.member.Contact()
 	for name, hello := range s.member.Peers() {
-		v := api.NodeInfo{Node: name, CareOf: s.cfg.Nodes[name], Address: n.cfg.Node.Peers[name], Contact: name == contact.Name}
+		v := api.NodeInfo{Node: name, CareOf: s.cfg.Nodes[name], Address: (*n.peers.Load())[name], Contact: name == contact.Name}
 		if hello != nil {
 			v.Connected, v.Attached, v.AcceptsHandoffs, v.Draining, v.Clients = true, hello.Attached, hello.Accepts, hello.Draining, hello.Clients
 		}

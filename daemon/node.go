@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os/user"
-	"reflect"
 	"slices"
 	"strconv"
 	"sync"
@@ -20,7 +19,6 @@ import (
 	"github.com/distributed-servers/ds/daemon/config"
 	"github.com/distributed-servers/ds/daemon/filter"
 	"github.com/distributed-servers/ds/daemon/host"
-	"github.com/distributed-servers/ds/daemon/identity"
 	"github.com/distributed-servers/ds/daemon/member"
 	"github.com/distributed-servers/ds/daemon/peer"
 	"github.com/distributed-servers/ds/daemon/rawip"
@@ -47,10 +45,15 @@ type Node struct {
 	byCareOf map[netip.Addr]*service
 
 	sender *rawip.Sender
-	keeper atomic.Pointer[identity.Keeper] // nil before Run
 	mesh   *peer.Mesh
 	meshed chan struct{} // closed when mesh is set
 	filter *filter.Filter
+
+	identity credentials
+	peers    atomic.Pointer[map[string]netip.Addr] // other nodes' daemons
+
+	reloading sync.Mutex // of what follows, and the order in which nodes change
+	current   *config.Config
 
 	external bool           // a server's tunnel is somebody else's, and so is its registration
 	running  sync.WaitGroup // readers of such tunnels
@@ -82,6 +85,8 @@ func NewNode(cfg *config.Config, log *slog.Logger) (*Node, error) {
 	if err := n.admit(cfg); err != nil {
 		return nil, err
 	}
+	n.current = cfg
+	n.peers.Store(&cfg.Node.Peers)
 	return n, nil
 }
 
@@ -98,8 +103,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		}
 	}()
 	cfg := n.cfg.Node
-	meshConfig, err := n.meshConfig()
-	if err != nil {
+	if err := n.openIdentity(); err != nil {
 		return err
 	}
 
@@ -143,11 +147,11 @@ func (n *Node) Run(ctx context.Context) (err error) {
 			s.step(member.AppGone{Lost: true})
 		}
 	}
-	if n.mesh, err = peer.Open(meshConfig); err != nil {
+	if n.mesh, err = peer.Open(n.meshConfig()); err != nil {
 		return err
 	}
 	close(n.meshed)
-	undo = append(undo, n.mesh.Close)
+	undo = append(undo, n.identity.run(), n.mesh.Close)
 	srv, err := server.New(server.Config{Socket: cfg.Socket, Group: cfg.Group, Backend: n, Events: &n.events, Logger: n.log})
 	if err != nil {
 		return err
@@ -193,18 +197,13 @@ func (n *Node) open(c config.Server, h *host.Host) (s *service, err error) {
 			return s, err
 		}
 	}
-	nodes := make(map[string]member.Addrs)
-	for name, careOf := range c.Nodes {
-		nodes[name] = member.Addrs{Daemon: n.cfg.Node.Peers[name], CareOf: careOf}
-	}
-	nodes[n.cfg.Node.Name] = member.Addrs{Daemon: n.cfg.Node.Address, CareOf: careOf}
 	var recs []member.Record
 	if s.records, recs, err = n.state.openRecords(home); err != nil {
 		return s, err
 	}
 	s.member, err = member.New(member.Config{
 		Name: n.cfg.Node.Name, Home: c.Address, HomeAgent: c.HomeAgent, SPI: c.SPI, Key: wire.SharedKey(key),
-		Nodes: nodes, Contact: contact, Records: recs, Epoch: n.begin, Rand: rand.Reader,
+		Nodes: n.nodesOf(n.cfg.Node.Peers, &c), Contact: contact, Records: recs, Epoch: n.begin, Rand: rand.Reader,
 		Session:     api.SessionConfig{MTU: c.MTU, Queues: c.Queues, TUN: s.tun},
 		IdleTimeout: time.Duration(c.IdleTimeout),
 		External:    c.Tunnel == config.TunnelMIP6D,
@@ -258,11 +257,13 @@ func (n *Node) rules() filter.Rules {
 	var servers []filter.NodeServer
 	for _, s := range n.services {
 		fs := filter.NodeServer{Address: s.home, CareOf: s.careOf, TUN: s.tun}
+		s.mu.Lock()
 		for name, careOf := range s.cfg.Nodes {
 			if name != n.cfg.Node.Name {
 				fs.Peers = append(fs.Peers, careOf)
 			}
 		}
+		s.mu.Unlock()
 		slices.SortFunc(fs.Peers, netip.Addr.Compare)
 		servers = append(servers, fs)
 	}
@@ -339,37 +340,6 @@ func (n *Node) readTunnel(t *rawip.Tunnel) {
 	}
 }
 
-// meshConfig reads what the connections to the other daemons need.
-func (n *Node) meshConfig() (peer.Config, error) {
-	c := n.cfg.Node
-	keeper, err := identity.Open(c.Name, identity.Files{CA: c.CA, Cert: c.Cert, Key: c.Key})
-	if err != nil {
-		return peer.Config{}, fmt.Errorf("daemon: %w", err)
-	}
-	keeper.Changed = n.credentials
-	n.keeper.Store(keeper)
-	peers := make(map[string]netip.AddrPort)
-	for name, addr := range c.Peers {
-		peers[name] = netip.AddrPortFrom(addr, c.ControlPort)
-		n.reached.Store(name, reach{since: n.begin, err: "not yet"})
-	}
-	return peer.Config{
-		Name: c.Name, Listen: netip.AddrPortFrom(c.Address, c.ControlPort), Peers: peers,
-		Identity: keeper, Handler: (*fromPeers)(n), Logger: n.log,
-		Failed: func(name string, err error) { n.reached.Store(name, reach{since: time.Now(), err: err.Error()}) },
-	}, nil
-}
-
-// credentials is told that certificates have been read anew, or cannot be.
-func (n *Node) credentials(err error) {
-	if err != nil {
-		n.log.Error("certificates stay as they were", "err", err)
-		n.events.Publish(api.Event{Kind: api.EventFault, Detail: err.Error()})
-		return
-	}
-	n.log.Info("certificates have been read anew; connections go on")
-}
-
 func (n *Node) toPeer(p member.ToPeer) {
 	b, err := p.Message.Append(nil)
 	if err == nil {
@@ -388,10 +358,9 @@ func (f *fromPeers) Up(name string) {
 	<-n.meshed
 	n.reached.Store(name, reach{connected: true, since: time.Now()})
 	for _, s := range n.services {
-		if _, ours := s.cfg.Nodes[name]; ours {
-			s.step(member.PeerUp{Name: name})
-		}
+		s.step(member.PeerUp{Name: name})
 	}
+	n.identity.met(name)
 }
 
 func (f *fromPeers) Down(name string, err error) {
@@ -464,31 +433,3 @@ func lookup(name string, find func(string) (string, error)) (uint32, error) {
 }
 
 func (s *service) users() users { return (*s.n.admitted.Load())[s.home] }
-
-// Reload takes over what may change while the node runs: who may attach, and
-// certificates. Anything else is refused, and nothing changes.
-func (n *Node) Reload(cfg *config.Config) error {
-	if cfg.Node == nil || !reflect.DeepEqual(*cfg.Node, *n.cfg.Node) {
-		return errors.New("daemon: reload: the table [node] has changed, which takes a restart; connections go on meanwhile")
-	}
-	rest := func(servers []config.Server) []config.Server {
-		servers = slices.Clone(servers)
-		for i := range servers {
-			servers[i].Users, servers[i].UserGroups = nil, nil
-		}
-		return servers
-	}
-	if !reflect.DeepEqual(rest(cfg.Servers), rest(n.cfg.Servers)) {
-		return errors.New("daemon: reload: a [[server]] has changed in more than users and user_groups, which takes a restart; connections go on meanwhile")
-	}
-	if k := n.keeper.Load(); k != nil {
-		if err := k.Reload(); err != nil {
-			return fmt.Errorf("daemon: reload: %w", err)
-		}
-	}
-	if err := n.admit(cfg); err != nil {
-		return err
-	}
-	n.events.Publish(api.Event{Kind: api.EventReloaded})
-	return nil
-}

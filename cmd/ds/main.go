@@ -58,14 +58,16 @@ it needs no change and notices nothing.`,
   ds handoff 2001:db8:9::1 b    hand a client off
   ds drain a                    hand all clients of a node to the others
   ds contact takeover           make this node the contact
+  ds init --help                make a cluster; ds join has another machine join it
   source <(ds completion bash)  complete commands, nodes and clients`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	const ask, machine = "ask", "machine"
-	c.AddGroup(&cobra.Group{ID: ask, Title: "The daemon on this machine:"}, &cobra.Group{ID: machine, Title: "This machine:"})
+	const ask, cluster, machine = "ask", "cluster", "machine"
+	c.AddGroup(&cobra.Group{ID: cluster, Title: "A cluster:"}, &cobra.Group{ID: ask, Title: "The daemon on this machine:"}, &cobra.Group{ID: machine, Title: "This machine:"})
 	for group, commands := range map[string][]*cobra.Command{
 		ask:     {statusCommand(), nodesCommand(), clientsCommand(), traceCommand(), handoffCommand(), drainCommand(), undrainCommand(), rebalanceCommand(), bindingCommand(), contactCommand(), watchCommand()},
+		cluster: {initCommand(), joinCommand(), tokenCommand(), caCommand()},
 		machine: {checkCommand(), benchCommand(), demoCommand()},
 	} {
 		for _, sub := range commands {

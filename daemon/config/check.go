@@ -56,6 +56,7 @@ func (d *decoder) checkNode(c *Config, u *unique) {
 	d.checkPort("node.control_port", n.ControlPort)
 	d.checkInterface("node.interface", n.Interface)
 	d.checkDaemon("node", n.Socket, n.State, n.Queue)
+	d.checkIdentity(n)
 	for _, name := range slices.Sorted(maps.Keys(n.Peers)) {
 		path := join("node.peers", name)
 		d.checkName(path, name)
@@ -67,6 +68,28 @@ func (d *decoder) checkNode(c *Config, u *unique) {
 	}
 	if len(c.Servers) == 0 && !d.wrongAt("server") {
 		d.report("node", "add [[server]]", "a node of no distributed server")
+	}
+}
+
+// checkIdentity wants a directory, or files.
+func (d *decoder) checkIdentity(n *Node) {
+	if n.Cluster == "" && d.has("node.cluster") {
+		d.report("node.cluster", `write the directory that ds init or ds join has made, or remove it`, "empty")
+	}
+	for _, f := range []struct {
+		key   string
+		value string
+	}{{"ca", n.CA}, {"cert", n.Cert}, {"key", n.Key}} {
+		path := "node." + f.key
+		switch {
+		case n.Cluster != "" && d.has(path):
+			d.report(path, "remove one of the two", "that is in the directory cluster already")
+		case n.Cluster != "" || f.value != "" || d.wrongAt(path):
+		case d.has(path):
+			d.report(path, `write "text"`, "empty")
+		default:
+			d.report(path, fmt.Sprintf(`add %s = "text", or make it with ds init or ds join`, f.key), "missing")
+		}
 	}
 }
 
@@ -123,20 +146,32 @@ func (d *decoder) checkNodes(path string, n *Node, s *Server, u *unique) {
 		case a == s.HomeAgent:
 			d.report(at, "give the node an address of its own", "%s is the home agent's", a)
 		}
-		if n != nil && n.Name != "" && name != n.Name && !d.has(join("node.peers", name)) {
+		if n != nil && n.Name != "" && name != n.Name && !d.partial && !in(n.Peers, name) {
 			d.report(at, fmt.Sprintf("add %s = %s to [node.peers]", name, example(addrType)), "where the daemon of %s is, is not known", name)
 		}
 	}
-	if len(s.Nodes) == 0 {
+	switch {
+	case d.partial || d.wrongAt(path+".nodes") && len(s.Nodes) == 0:
+		return
+	case len(s.Nodes) == 0 && !d.has(path+".nodes"):
+		d.report(path+".nodes", fmt.Sprintf("add nodes = { name = %s }", example(addrType)), "missing")
+		return
+	case len(s.Nodes) == 0:
 		return
 	}
 	names := strings.Join(slices.Sorted(maps.Keys(s.Nodes)), ", ")
-	if n != nil && n.Name != "" && !d.has(join(path+".nodes", n.Name)) {
+	if n != nil && n.Name != "" && !in(s.Nodes, n.Name) {
 		d.report(path+".nodes", fmt.Sprintf("add %s, with its care-of address", n.Name), "this node, %s, is not one of them: %s", n.Name, names)
 	}
-	if s.Contact != "" && !d.has(join(path+".nodes", s.Contact)) {
+	if s.Contact != "" && !in(s.Nodes, s.Contact) {
 		d.report(path+".contact", "name one of them, or add it", "%s is not one of the nodes: %s", s.Contact, names)
 	}
+}
+
+// in tells whether a table has a key, right or wrong.
+func in(table map[string]netip.Addr, key string) bool {
+	_, ok := table[key]
+	return ok
 }
 
 func (d *decoder) checkTunnel(path string, s *Server) {

@@ -19,10 +19,12 @@ type Config struct {
 	Servers       []Server       `toml:"server"`
 	HomeAgent     *HomeAgent     `toml:"home_agent"`
 	Correspondent *Correspondent `toml:"correspondent"`
+
+	file written // what is in the file itself, beside the list of members
 }
 
-// Node is this machine as a node of distributed servers. Name, Address,
-// Interface, CA, Cert and Key are required.
+// Node is this machine as a node of distributed servers. Name, Address and
+// Interface are required, and either Cluster or CA, Cert and Key.
 type Node struct {
 	// Name of this node, a key of each server's Nodes.
 	Name string `toml:"name" need:"yes"`
@@ -38,11 +40,16 @@ type Node struct {
 	// announced there.
 	Interface string `toml:"interface" need:"yes"`
 
+	// Cluster is the directory with the identity that ds init or ds join has made.
+	// It has CA, Cert and Key, and the other nodes: those that are not in Peers and
+	// a server's Nodes are taken from there.
+	Cluster string `toml:"cluster"`
+
 	// CA, Cert and Key are PEM files. The certificate's name (DNS) is that of
 	// the node.
-	CA   string `toml:"ca" need:"yes"`
-	Cert string `toml:"cert" need:"yes"`
-	Key  string `toml:"key" need:"yes"`
+	CA   string `toml:"ca"`
+	Cert string `toml:"cert"`
+	Key  string `toml:"key"`
 
 	// Socket of the API. Default /run/dsco/dsco.sock. Group may write to it.
 	// Default dsco if there is such a group, else only root may.
@@ -59,8 +66,8 @@ type Node struct {
 	Peers map[string]netip.Addr `toml:"peers"`
 }
 
-// Server is a distributed server. Address, HomeAgent, Contact and Nodes are
-// required.
+// Server is a distributed server. Address, HomeAgent and Contact are required, and
+// Nodes unless the node has a Cluster.
 type Server struct {
 	// Address is the distributed server address, with the length of its home
 	// prefix.
@@ -80,7 +87,7 @@ type Server struct {
 
 	// Nodes are the names of all nodes and their care-of addresses for this
 	// server. An address is routed to the application of the node.
-	Nodes map[string]netip.Addr `toml:"nodes" need:"yes"`
+	Nodes map[string]netip.Addr `toml:"nodes"`
 
 	// Users and UserGroups are those that may attach, by name or number.
 	// Default: the user root, if there are neither.

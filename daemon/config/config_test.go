@@ -39,7 +39,7 @@ key_file = "server.key"
 `
 
 func TestParse(t *testing.T) {
-	c, d := parse("f", []byte(small+agent+"[correspondent]\n"))
+	c, d := parse("f", []byte(small+agent+"[correspondent]\n"), nil)
 	if len(d.problems) > 0 {
 		t.Fatal(d.sorted())
 	}
@@ -49,7 +49,7 @@ func TestParse(t *testing.T) {
 		s.Users[0] != "root" || len(c.HomeAgent.Homes) != 1 || c.Correspondent.Permit[0].String() != "::/0" {
 		t.Errorf("got %+v", c)
 	}
-	c, d = parse("f", []byte(strings.Replace(small, "contact", "user_groups = [\"www\"]\ncontact", 1)))
+	c, d = parse("f", []byte(strings.Replace(small, "contact", "user_groups = [\"www\"]\ncontact", 1)), nil)
 	if len(d.problems) > 0 || len(c.Servers[0].Users) != 0 {
 		t.Errorf("with a group: users %q, %v", c.Servers[0].Users, d.problems)
 	}
@@ -146,13 +146,13 @@ func TestMistakes(t *testing.T) {
 		{small, small[strings.Index(small, "[[server"):], `f:1: server[0]: a distributed server, but no node`},
 		{small[strings.Index(small, "[[server"):], "", `f:1: node: a node of no distributed server`},
 		{small, "x = 1\n[node]\nname = 1\n[[server]]\nmtu = true\n", `f:1: x: no such key | f:2: node.address: missing | f:2: node.interface: missing | f:2: node.ca: missing | f:2: node.cert: missing | f:2: node.key: missing | ` +
-			`f:3: node.name: 1 is not a string | f:4: server[0].address: missing | f:4: server[0].home_agent: missing | f:4: server[0].contact: missing | f:4: server[0].nodes: missing | f:4: server[0].spi: missing | f:4: server[0].key_file: missing | f:5: server[0].mtu: true is not`},
+			`f:3: node.name: 1 is not a string | f:4: server[0].address: missing | f:4: server[0].home_agent: missing | f:4: server[0].contact: missing | f:4: server[0].spi: missing | f:4: server[0].key_file: missing | f:4: server[0].nodes: missing | f:5: server[0].mtu: true is not`},
 	} {
 		text := small + tt.new
 		if tt.old != "" {
 			text = strings.Replace(small, tt.old, tt.new, 1)
 		}
-		_, d := parse("f", []byte(text))
+		_, d := parse("f", []byte(text), nil)
 		var want []string
 		if tt.want != "" {
 			want = strings.Split(tt.want, " | ")
@@ -191,7 +191,7 @@ spi = 1
 [[home_agent.homes]]
 spi = 2
 `
-	_, d := parse("f", []byte(doc))
+	_, d := parse("f", []byte(doc), nil)
 	for path, want := range map[string]int{
 		"node.name": 1, "node.address": 2, "server": 3, "server[0].address": 4, "server[0].nodes.a": 4, `server[0].nodes."b.c"`: 5,
 		"server[1].mtu": 7, "node.peers": 9, `node.peers."q\"r"`: 10, "home_agent": 11, "home_agent.homes[0]": 12, "home_agent.homes[0].spi": 13,
@@ -211,7 +211,7 @@ func TestDeep(t *testing.T) {
 		"x = {a = " + strings.Repeat("{a = ", 5000) + "1" + strings.Repeat("}", 5001),
 		strings.Repeat("[[server]]\n", 20_000),
 	} {
-		if _, d := parse("f", []byte(doc)); len(d.problems) == 0 || len(d.problems) > maxProblems {
+		if _, d := parse("f", []byte(doc), nil); len(d.problems) == 0 || len(d.problems) > maxProblems {
 			t.Errorf("%.20s: %d problems", doc, len(d.problems))
 		}
 	}
@@ -237,7 +237,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("[node]\nname=1\n[[server]]\n[server.nodes]\n\"\"=''\n"))
 	f.Add([]byte("server = [{nodes={a=[{}]}}]"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c, d := parse("f", data)
+		c, d := parse("f", data, nil)
 		ps := d.sorted()
 		if c == nil && len(ps) == 0 {
 			t.Fatal("nothing")
@@ -273,7 +273,7 @@ func ExampleLoad() {
 	fmt.Println(err)
 	// Output:
 	// testdata/mistakes.toml:3: node.address: missing; add address = "2001:db8::1"
-	// testdata/mistakes.toml:3: node.key: missing; add key = "text"
+	// testdata/mistakes.toml:3: node.key: missing; add key = "text", or make it with ds init or ds join
 	// testdata/mistakes.toml:5: node.adress: no such key; is it address?
 	// testdata/mistakes.toml:7: node.ca: open testdata/nowhere/ca.pem: no such file or directory; put it there, readable for the daemon's user, or name another
 	// testdata/mistakes.toml:8: node.cert: empty; write "text"

@@ -18,6 +18,9 @@ type decoder struct {
 	file     string
 	lines    map[string]int // of keys, by their paths
 	problems Problems
+
+	// partial: the list of members has not been looked at, so nodes are missing.
+	partial bool
 }
 
 // maxProblems is how many somebody is told at once.
@@ -59,6 +62,9 @@ func (d *decoder) table(path string, table map[string]any, into reflect.Value) {
 	fields, needed := make(map[string]reflect.Value), make(map[string]bool)
 	for i := range into.NumField() {
 		f := into.Type().Field(i)
+		if !f.IsExported() {
+			continue
+		}
 		name := f.Tag.Get("toml")
 		fields[name], needed[name] = into.Field(i), f.Tag.Get("need") != ""
 		if _, ok := table[name]; !ok && needed[name] {

@@ -22,7 +22,7 @@ var (
 
 // noDefault are keys that may be left out and have no default.
 var noDefault = []string{
-	"node.group", "node.peers", "server.spi", "server.key_file", "server.tunnel_interface", "home_agent.interface",
+	"node.cluster", "node.ca", "node.cert", "node.key", "node.group", "node.peers", "server.nodes", "server.spi", "server.key_file", "server.tunnel_interface", "home_agent.interface",
 	"home_agent.group", "correspondent.addresses", "correspondent.group",
 }
 
@@ -40,8 +40,8 @@ func TestExamples(t *testing.T) {
 	named := make(map[string]bool)
 	for _, name := range examples {
 		data := readExample(t, name)
-		full, d := parse(name, data)
-		_, d2 := parse(name, comment.ReplaceAll(data, []byte("$1"))) // with keys that are there in a comment
+		full, d := parse(name, data, nil)
+		_, d2 := parse(name, comment.ReplaceAll(data, []byte("$1")), nil) // with keys that are there in a comment
 		if ps := d.sorted(); len(ps) > 0 {
 			t.Fatalf("%s: %v", name, ps)
 		}
@@ -120,6 +120,9 @@ func compare(t *testing.T, file, path string, full, bare reflect.Value) {
 		if full.NumField() > 0 && full.Type().Field(0).Tag.Get("toml") != "" {
 			for i := range full.NumField() {
 				f := full.Type().Field(i)
+				if !f.IsExported() {
+					continue
+				}
 				compare(t, file, strings.TrimPrefix(path+"."+f.Tag.Get("toml"), "."), full.Field(i), bare.Field(i))
 			}
 			return
@@ -146,6 +149,9 @@ func compare(t *testing.T, file, path string, full, bare reflect.Value) {
 // keys are all keys of a table of type t.
 func keys(path string, t reflect.Type) (all []string) {
 	for f := range t.Fields() {
+		if !f.IsExported() {
+			continue
+		}
 		key := strings.TrimPrefix(path+"."+f.Tag.Get("toml"), ".")
 		ft := f.Type
 		for ft.Kind() == reflect.Pointer || ft.Kind() == reflect.Slice {

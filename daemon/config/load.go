@@ -17,17 +17,19 @@ const maxFile = 1 << 20
 
 // Load reads a file, and the files and names of users that it mentions. What is
 // wrong it reports as [Problems], all that there are.
-func Load(path string) (*Config, error) { return load(path, (*decoder).checkHost) }
+func Load(path string) (*Config, error) {
+	return load(path, (*decoder).addMembers, (*decoder).checkHost)
+}
 
 // Read is Load without a look at anything but the file itself.
-func Read(path string) (*Config, error) { return load(path, func(*decoder, *Config) {}) }
+func Read(path string) (*Config, error) { return load(path, nil, func(*decoder, *Config) {}) }
 
-func load(path string, check func(*decoder, *Config)) (*Config, error) {
+func load(path string, members, check func(*decoder, *Config)) (*Config, error) {
 	data, err := readFile(path)
 	if err != nil {
 		return nil, err
 	}
-	cfg, d := parse(path, data)
+	cfg, d := parse(path, data, members)
 	if cfg != nil {
 		cfg.resolve(filepath.Dir(path))
 		check(d, cfg)
@@ -54,9 +56,10 @@ func readFile(path string) ([]byte, error) {
 	return data, nil
 }
 
-// parse is Load without anything but the file's text. The configuration is nil
-// if it is not TOML; it may be incomplete if there are problems.
-func parse(name string, data []byte) (*Config, *decoder) {
+// parse is Load without anything but the file's text; members adds to it, if it is
+// not nil. The configuration is nil if it is not TOML; it may be incomplete if there
+// are problems.
+func parse(name string, data []byte, members func(*decoder, *Config)) (*Config, *decoder) {
 	d := &decoder{file: name, lines: make(map[string]int)}
 	var doc map[string]any
 	if err := toml.Unmarshal(data, &doc); err != nil {
@@ -71,6 +74,12 @@ func parse(name string, data []byte) (*Config, *decoder) {
 	d.index(data)
 	cfg := new(Config)
 	d.decode(doc, cfg)
+	cfg.file = cfg.written()
+	if cfg.Node != nil && cfg.Node.Cluster != "" {
+		if d.partial = members == nil; !d.partial {
+			members(d, cfg)
+		}
+	}
 	d.check(cfg)
 	return cfg, d
 }
@@ -79,7 +88,7 @@ func parse(name string, data []byte) (*Config, *decoder) {
 func (c *Config) resolve(dir string) {
 	names := []*string{}
 	if n := c.Node; n != nil {
-		names = append(names, &n.CA, &n.Cert, &n.Key)
+		names = append(names, &n.Cluster, &n.CA, &n.Cert, &n.Key)
 	}
 	for i := range c.Servers {
 		names = append(names, &c.Servers[i].KeyFile)

@@ -46,7 +46,7 @@ type Config struct {
 	Dial func(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
 
 	// Interval is how often it is looked whether a certificate is to be renewed,
-	// or a command has changed the directory. Default 10 s.
+	// or a command has changed the directory. Default 5 s.
 	Interval time.Duration
 
 	// Timeout is for an exchange with another node. Default 10 s.
@@ -81,7 +81,7 @@ const (
 // NewAgent reads the list of members.
 func NewAgent(cfg Config) (*Agent, error) {
 	if cfg.Interval == 0 {
-		cfg.Interval = 10 * time.Second
+		cfg.Interval = 5 * time.Second
 	}
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 10 * time.Second
@@ -300,7 +300,7 @@ func due(leaf, signer *x509.Certificate, now time.Time) bool {
 // renew gets a new certificate for a new key, if it is time.
 func (a *Agent) renew(ctx context.Context) error {
 	r := a.Roster()
-	certs, err := r.certs()
+	certs, err := r.Certificates()
 	if err != nil {
 		return err
 	}
@@ -366,7 +366,7 @@ func (a *Agent) issue(name string, csr []byte) (chain [][]byte, err error) {
 	if chain, err = authority.issue(name, csr); err != nil {
 		return nil, err
 	}
-	if issuer := short(authority.now.cert.Raw); m.Issuer != issuer {
+	if issuer := Short(authority.now.cert.Raw); m.Issuer != issuer {
 		m.Issuer = issuer
 		r = r.with()
 		r.Nodes[name] = m

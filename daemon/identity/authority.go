@@ -199,8 +199,8 @@ func (a *Authority) sign(body []byte) (signatures [][]byte, err error) {
 // Fingerprint is the hash of a certificate in DER (SHA-256).
 func Fingerprint(der []byte) [32]byte { return sha256.Sum256(der) }
 
-// short is a fingerprint for people.
-func short(der []byte) string {
+// Short is a fingerprint for people.
+func Short(der []byte) string {
 	f := Fingerprint(der)
 	return hex.EncodeToString(f[:8])
 }

@@ -16,7 +16,7 @@ import (
 // Create makes a cluster with this node as its only member, in a directory that
 // is there: an authority, and key and certificate of the node. What is there
 // already is replaced only by force; nodes that have joined do not know the new
-// authority then.
+// authority then. The old one stays in a file beside it.
 func Create(dir, name string, m Member, force bool) (*Roster, error) {
 	if err := m.check(name); err != nil {
 		return nil, fmt.Errorf("identity: create: %w", err)
@@ -29,7 +29,11 @@ func Create(dir, name string, m Member, force bool) (*Roster, error) {
 	if err := Vacant(dir, force); err != nil {
 		return nil, err
 	}
-	if err := os.Remove(filepath.Join(dir, oldFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err = os.Rename(filepath.Join(dir, AuthorityFile), filepath.Join(dir, AuthorityFile+".old"))
+	if e := os.Remove(filepath.Join(dir, oldFile)); err == nil || errors.Is(err, fs.ErrNotExist) {
+		err = e
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("identity: create: %w", err)
 	}
 	var id [8]byte
@@ -40,7 +44,7 @@ func Create(dir, name string, m Member, force bool) (*Roster, error) {
 		return nil, fmt.Errorf("identity: create: %w", err)
 	}
 	a := &Authority{now: s}
-	m.Issuer = short(s.cert.Raw)
+	m.Issuer = Short(s.cert.Raw)
 	r := &Roster{Cluster: cluster, Serial: 1, Authority: name, Nodes: map[string]Member{name: m}}
 	if err := errors.Join(r.seal(a), writeSigner(dir, AuthorityFile, &s)); err != nil {
 		return nil, fmt.Errorf("identity: create: %w", err)
@@ -113,7 +117,7 @@ func Rotate(dir string) (*Roster, error) {
 			return nil, err
 		}
 		self := r.Nodes[r.Authority]
-		self.Issuer = short(s.cert.Raw)
+		self.Issuer = Short(s.cert.Raw)
 		r.Nodes[r.Authority] = self
 		return next, nil
 	})
@@ -129,7 +133,7 @@ func Retire(dir string, force bool) (*Roster, error) {
 		}
 		var late []string
 		for _, name := range r.names() {
-			if r.Nodes[name].Issuer != short(a.now.cert.Raw) {
+			if r.Nodes[name].Issuer != Short(a.now.cert.Raw) {
 				late = append(late, name)
 			}
 		}

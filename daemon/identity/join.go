@@ -20,7 +20,10 @@ import (
 func (a *Agent) Accept() *tls.Config {
 	cfg := a.cfg.Keeper.server(tls.RequestClientCert, []string{Protocol})
 	pair := cfg.Certificates[0]
-	pair.Certificate = append(slices.Clone(pair.Certificate), a.Roster().Authorities...)
+	pair.Certificate = slices.Clone(pair.Certificate)
+	for _, root := range a.cfg.Keeper.Credentials().roots {
+		pair.Certificate = append(pair.Certificate, root.Raw)
+	}
 	cfg.Certificates[0] = pair
 	return cfg
 }
@@ -113,7 +116,7 @@ func (a *Agent) join(q *request) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.Issuer = short(authority.now.cert.Raw)
+	m.Issuer = Short(authority.now.cert.Raw)
 	r.Nodes[q.Name] = m
 	if err := r.seal(authority); err != nil {
 		return nil, err

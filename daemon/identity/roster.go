@@ -162,7 +162,7 @@ func (r *Roster) check() error {
 			seen[a] = name
 		}
 	}
-	_, err := r.certs()
+	_, err := r.Certificates()
 	return err
 }
 
@@ -223,8 +223,8 @@ func checkName(name string) error {
 	return nil
 }
 
-// certs are the authorities.
-func (r *Roster) certs() (certs []*x509.Certificate, err error) {
+// Certificates are those of Authorities.
+func (r *Roster) Certificates() (certs []*x509.Certificate, err error) {
 	for _, der := range r.Authorities {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {

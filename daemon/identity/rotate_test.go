@@ -57,7 +57,7 @@ func TestRenew(t *testing.T) {
 
 func mustCerts(t *testing.T, r *Roster) []*x509.Certificate {
 	t.Helper()
-	certs, err := r.certs()
+	certs, err := r.Certificates()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func TestRotate(t *testing.T) {
 	a.until(t, "d", has("a", "b", "c", "d"))
 	issued := func(r *Roster) bool {
 		for _, name := range []string{"a", "b", "c", "d"} {
-			if r.Nodes[name].Issuer != short(r.Authorities[0]) {
+			if r.Nodes[name].Issuer != Short(r.Authorities[0]) {
 				return false
 			}
 		}

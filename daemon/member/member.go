@@ -98,7 +98,7 @@ func (c Contact) later(d Contact) bool {
 
 // Input is one of [Start], [App], [AppGone], [Peer], [PeerUp], [PeerDown],
 // [Received], [Takeover], [HandOff], [Command], [Optimise], [DeleteBinding],
-// [Tick].
+// [SetNodes], [Tick].
 type Input interface{ input() }
 
 // Start comes first.
@@ -407,6 +407,8 @@ func (m *Member) Step(now time.Duration, in Input) Output {
 		m.optimise(in.Client)
 	case DeleteBinding:
 		m.deleteBinding(in.Client)
+	case SetNodes:
+		m.setNodes(in.Nodes)
 	case Tick:
 	}
 	m.due()

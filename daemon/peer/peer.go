@@ -222,7 +222,7 @@ func (m *Mesh) accepted(c net.Conn) {
 	defer c.Close()
 	conn, offered := m.server(c)
 	if err := m.handshake(conn); err != nil {
-		if v := versions(offered()); v != nil && len(offered()) > 0 {
+		if v := m.versions(offered()); v != nil && len(offered()) > 0 {
 			err = v
 		}
 		m.refuse(c, explain("", err))
@@ -234,7 +234,7 @@ func (m *Mesh) accepted(c net.Conn) {
 		return
 	}
 	if state.NegotiatedProtocol == "" {
-		m.refuse(c, versions(nil))
+		m.refuse(c, m.versions(nil))
 		return
 	}
 	for _, name := range state.PeerCertificates[0].DNSNames {
@@ -322,7 +322,7 @@ func (m *Mesh) connect(ctx context.Context, name string, addr netip.AddrPort) (*
 	}
 	if conn.ConnectionState().NegotiatedProtocol == "" {
 		c.Close()
-		return nil, versions(nil)
+		return nil, m.versions(nil)
 	}
 	// TLS 1.3: the other side may refuse our certificate only now, with its
 	// first octets. It sends some at once.

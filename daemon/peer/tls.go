@@ -57,8 +57,9 @@ func (m *Mesh) server(c net.Conn) (conn *tls.Conn, offered func() []string) {
 }
 
 // versions tells whether what a node has offered is why it is refused.
-func versions(offered []string) error {
-	if slices.ContainsFunc(offered, func(p string) bool { return slices.Contains(protocols, p) }) {
+func (m *Mesh) versions(offered []string) error {
+	known := func(p string) bool { return slices.Contains(protocols, p) || m.cfg.Services[p] != nil }
+	if slices.ContainsFunc(offered, known) {
 		return nil
 	}
 	return &VersionError{protocols, strings.Join(offered, ", ")}

@@ -1,0 +1,161 @@
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/distributed-servers/ds/internal/netns/topology"
+)
+
+// tool runs ds on a host, with what it needs to know for its files.
+func (c *cluster) tool(h *topology.Host, args ...string) ([]byte, error) {
+	out, err := h.Command(c.ctx, program("ds"), args...).Output()
+	if e := new(exec.ExitError); err != nil {
+		if x, ok := err.(*exec.ExitError); ok {
+			e = x
+		}
+		return out, fmt.Errorf("%w: %s", err, e.Stderr)
+	}
+	return out, nil
+}
+
+// made is what ds init and ds join print for programs.
+type made struct {
+	Config    string `json:"config"`
+	HomeAgent string `json:"home_agent"`
+	Token     string `json:"token"`
+}
+
+// install runs ds init or ds join on a node, as an operator would. All hosts share
+// one file system here, so directories and sockets have to be told apart.
+func (n *node) install(args ...string) (m made) {
+	c := n.cluster
+	c.t.Helper()
+	dir := filepath.Join(c.dir, n.Name())
+	n.config = filepath.Join(dir, "dsco.toml")
+	out, err := c.tool(n.Host, append(args, "--json", "--name", n.Name(), "--config", n.config, "--state", filepath.Join(dir, "state"))...)
+	c.ok(err)
+	c.ok(json.Unmarshal(out, &m))
+	c.edit(n.config, n.socket)
+	return m
+}
+
+// edit adds a socket to a configuration.
+func (c *cluster) edit(config, socket string) {
+	c.t.Helper()
+	b, err := os.ReadFile(config)
+	c.ok(err)
+	text := string(b)
+	for _, table := range []string{"[node]\n", "[home_agent]\n"} {
+		text = strings.Replace(text, table, fmt.Sprintf("%ssocket = %q\n", table, socket), 1)
+	}
+	c.ok(os.WriteFile(config, []byte(text), 0o640))
+}
+
+// authorities are what a node's list of members says: how many there are, and
+// which nodes have no certificate of the one that signs.
+func (n *node) authorities() (count int, late []string, err error) {
+	out, err := n.cluster.tool(n.Host, "ca", "show", "--json", "--config", n.config)
+	if err != nil {
+		return 0, nil, err
+	}
+	var s struct {
+		Authorities []struct{ Fingerprint string }
+		Nodes       []struct{ Node, Issuer string }
+	}
+	if err := json.Unmarshal(out, &s); err != nil {
+		return 0, nil, err
+	}
+	for _, m := range s.Nodes {
+		if m.Issuer != s.Authorities[0].Fingerprint {
+			late = append(late, m.Node)
+		}
+	}
+	return len(s.Authorities), late, nil
+}
+
+// Two commands make a cluster: one on the first machine, one on each other. The
+// nodes that run learn of a new one by themselves, and go on while the authority
+// is exchanged; a client that is handed round meanwhile notices nothing.
+func TestJoin(t *testing.T) {
+	if !inside(t, everything...) {
+		return
+	}
+	c := start(t, setup{})
+	d, cl, a, b, third := c.servers[0], c.clients[0], c.nodes[0], c.nodes[1], c.nodes[2]
+	all := c.nodes
+	up := func(n *node) {
+		t.Helper()
+		n.startDaemon()
+		n.startApp(d)
+	}
+
+	c.nodes = all[:1]
+	first := a.install("init", "--server", d.addr.String(), "--home-agent", homeAddr.String(), "--app-user", fmt.Sprint(appUID()), "--app-user", "root")
+	c.edit(first.HomeAgent, filepath.Join(c.dir, "h.sock"))
+	b1, err := os.ReadFile(first.HomeAgent)
+	c.ok(err)
+	c.ok(os.WriteFile(first.HomeAgent, []byte(strings.Replace(string(b1), "[home_agent]\n", fmt.Sprintf("[home_agent]\nstate = %q\n", filepath.Join(c.dir, "state-h")), 1)), 0o640))
+	c.homeAgent = c.daemon(c.home, "home-agent", first.HomeAgent)
+	up(a)
+	c.registered(a, d)
+	beat := cl.pulse(d.addr.Addr())
+
+	c.nodes = all[:2]
+	b.install("join", first.Token)
+	up(b)
+	c.connected(d)
+	c.handoff(d, cl, b)
+	if _, err := c.tool(third.Host, "join", first.Token, "--name", "c", "--config", filepath.Join(c.dir, "x.toml"), "--state", filepath.Join(c.dir, "x")); err == nil || !strings.Contains(err.Error(), "has been used") {
+		t.Errorf("the token a second time: %v", err)
+	}
+
+	// The authority is exchanged; a third node joins in between.
+	reload := func() {
+		t.Helper()
+		c.ok(a.dsco.Signal(syscall.SIGHUP)) // it would look by itself, seconds later
+	}
+	_, err = c.tool(a.Host, "ca", "rotate", "--config", a.config)
+	c.ok(err)
+	reload()
+	c.nodes = all
+	var token struct{ Token string }
+	out, err := c.tool(a.Host, "token", "--json", "--config", a.config)
+	c.ok(err)
+	c.ok(json.Unmarshal(out, &token))
+	third.install("join", token.Token)
+	up(third)
+	c.connected(d)
+	c.handoff(d, cl, third)
+	c.eventually("all have certificates of the new authority", func(context.Context) (bool, error) {
+		_, late, err := a.authorities()
+		return len(late) == 0 && err == nil, fmt.Errorf("not yet: %q, %v", late, err)
+	})
+	_, err = c.tool(a.Host, "ca", "retire", "--config", a.config)
+	c.ok(err)
+	reload()
+	for _, n := range c.nodes {
+		c.eventually(n.Name()+" believes the new authority only", func(context.Context) (bool, error) {
+			count, _, err := n.authorities()
+			return count == 1, err
+		})
+	}
+	c.handoff(d, cl, a)
+
+	// One is started anew, with the certificate that it has now.
+	c.ok(b.dsco.Stop(patience))
+	b.startDaemon()
+	c.connected(d)
+	close(beat.stop)
+	<-beat.done
+	c.ok(beat.err)
+}

@@ -18,6 +18,7 @@ import (
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/daemon/config"
 	"github.com/distributed-servers/ds/daemon/filter"
+	"github.com/distributed-servers/ds/daemon/forward"
 	"github.com/distributed-servers/ds/daemon/host"
 	"github.com/distributed-servers/ds/daemon/member"
 	"github.com/distributed-servers/ds/daemon/peer"
@@ -48,6 +49,7 @@ type Node struct {
 	mesh   *peer.Mesh
 	meshed chan struct{} // closed when mesh is set
 	filter *filter.Filter
+	kernel atomic.Pointer[forward.Node] // nil: the kernel does not forward what is in tunnels
 
 	identity credentials
 	peers    atomic.Pointer[map[string]netip.Addr] // other nodes' daemons
@@ -141,6 +143,14 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		return err
 	}
 	undo = append(undo, n.filter.Close)
+	if *cfg.KernelTunnels {
+		if k, err := n.openKernel(h); err != nil { // slower, no worse
+			n.log.Info("tunnels go through this process: the kernel does not forward them", "cause", err)
+		} else {
+			n.kernel.Store(k)
+			undo = append(undo, k.Close)
+		}
+	}
 	for _, s := range n.services {
 		s.step(member.Start{})
 		if s.device != nil { // no application was left when it was opened

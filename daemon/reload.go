@@ -9,6 +9,7 @@ import (
 
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/daemon/config"
+	"github.com/distributed-servers/ds/daemon/forward"
 	"github.com/distributed-servers/ds/daemon/member"
 )
 
@@ -95,6 +96,7 @@ func (n *Node) setNodes(cfg *config.Config) error {
 		s.mu.Lock()
 		s.cfg.Nodes = c.Nodes
 		s.stepLocked(member.SetNodes{Nodes: n.nodesOf(peers, c)})
+		n.changeKernel(s.home, forward.Change{Senders: n.senders(c)})
 		s.mu.Unlock()
 	}
 	if n.mesh == nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/daemon/config"
+	"github.com/distributed-servers/ds/daemon/forward"
 	"github.com/distributed-servers/ds/daemon/member"
 	"github.com/distributed-servers/ds/mobility/relay"
 	"github.com/distributed-servers/ds/mobility/wire"
@@ -145,6 +146,7 @@ func (s *service) tellRelay(out *member.Output) {
 	}
 	s.relaying.Lock()
 	defer s.relaying.Unlock()
+	change := forward.Change{Reset: out.NewRelay}
 	if out.NewRelay {
 		r, err := relay.New(relay.Config{
 			Home: s.home, CareOf: s.n.cfg.Node.Address, HomeAgent: s.cfg.HomeAgent, DirectReturn: s.cfg.DirectReturn,
@@ -156,8 +158,11 @@ func (s *service) tellRelay(out *member.Output) {
 		s.relay = r
 	}
 	for _, in := range out.Relay {
-		s.relay.Step(s.n.now(), in)
+		if s.relay.Step(s.n.now(), in).Dropped == relay.None {
+			tellKernel(&change, in)
+		}
 	}
+	s.n.changeKernel(s.home, change)
 }
 
 // fromTunnel takes a packet that has come to the daemon's address in a tunnel:

@@ -62,6 +62,10 @@ type Node struct {
 	// Queue is the number of the Netfilter queue. Default 7846.
 	Queue uint16 `toml:"queue"`
 
+	// KernelTunnels lets the kernel forward what is in tunnels, if it can.
+	// Default true.
+	KernelTunnels *bool `toml:"kernel_tunnels"`
+
 	// Peers are the other nodes' names and their Addresses.
 	Peers map[string]netip.Addr `toml:"peers"`
 }
@@ -138,6 +142,9 @@ type HomeAgent struct {
 
 	// Queue is the number of the Netfilter queue. Default 7847.
 	Queue uint16 `toml:"queue"`
+
+	// KernelTunnels is as a node's.
+	KernelTunnels *bool `toml:"kernel_tunnels"`
 
 	// RefreshAdvice bounds how long it takes until contact nodes notice that
 	// this home agent has restarted. Default 12s.

@@ -30,6 +30,7 @@ func (n *Node) setDefaults() {
 	set(&n.Socket, "/run/dsco/dsco.sock")
 	set(&n.State, "/var/lib/dsco")
 	set(&n.Queue, 7846)
+	on(&n.KernelTunnels)
 }
 
 func (s *Server) setDefaults() {
@@ -38,15 +39,14 @@ func (s *Server) setDefaults() {
 	}
 	set(&s.MTU, 1500)
 	set(&s.Queues, 1)
-	if s.Offload == nil {
-		s.Offload = new(true)
-	}
+	on(&s.Offload)
 	set(&s.Tunnel, TunnelUser)
 	set(&s.IdleTimeout, Duration(60*time.Second))
 }
 
 func (h *HomeAgent) setDefaults() {
 	set(&h.Queue, 7847)
+	on(&h.KernelTunnels)
 	set(&h.RefreshAdvice, Duration(12*time.Second))
 	set(&h.TunnelMTU, 1500)
 	set(&h.State, "/var/lib/dsco/home-agent")
@@ -67,5 +67,11 @@ func set[T comparable](v *T, to T) {
 	var zero T
 	if *v == zero {
 		*v = to
+	}
+}
+
+func on(v **bool) {
+	if *v == nil {
+		*v = new(true)
 	}
 }

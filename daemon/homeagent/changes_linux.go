@@ -23,6 +23,7 @@ func (r *Role) changed(c homeagent.Change) {
 			r.events.Publish(api.Event{Kind: api.EventRegistered, Server: c.Home, Detail: c.CareOf.String()})
 		}
 		r.route(c.Home, true)
+		r.kernel.bind(c.Home, c.CareOf, r.log)
 		return
 	}
 	if !c.Status.OK() {
@@ -34,6 +35,7 @@ func (r *Role) changed(c homeagent.Change) {
 		return
 	}
 	r.homes[c.Home] = home{}
+	r.kernel.bind(c.Home, netip.Addr{}, r.log)
 	if before.careOf.IsValid() {
 		log.Info("contact is not registered any more", "care_of", before.careOf)
 		r.events.Publish(api.Event{Kind: api.EventDeregistered, Server: c.Home, Detail: before.careOf.String()})
@@ -63,6 +65,7 @@ func (r *Role) Status(context.Context) (*api.Status, error) {
 	}
 	slices.SortFunc(s.Homes, func(a, b api.Home) int { return a.Address.Compare(b.Address) })
 	s.Counters = map[string]uint64{
+		"kernel_tunnels":        r.kernel.running(),
 		"registrations":         r.counts.registrations,
 		"registrations_refused": r.counts.refusals,
 		"to_home_packets":       r.counts.packets,

@@ -15,6 +15,10 @@
 // that leaves, in the tunnel to a contact and out of it to clients, leaves by a
 // raw socket: routed by its destination, with no rules or addresses to be kept.
 //
+// TCP with a binding takes none of these ways where the kernel can forward it by
+// itself: by a route into the tunnel, and by rules and another route out of it
+// (package daemon/forward, kernel_linux.go).
+//
 // Mobility messages and the few ICMPv6 messages that concern a home agent are
 // taken out of a Netfilter queue before the kernel answers them itself: it does
 // not know the Home Address option.

@@ -74,6 +74,11 @@ func (r *Role) queued(p filter.Packet) filter.Verdict {
 		return filter.Drop()
 	}
 	verdict := filter.Drop()
+	if careOf, ok := narrow(p.Payload); ok {
+		r.mu.Lock()
+		r.kernel.narrow(careOf, r.log)
+		r.mu.Unlock()
+	}
 	r.step(homeagent.Received{Packet: p.Payload}, func(out homeagent.Output) {
 		if len(out.Send) > 0 {
 			r.sender.Send(out.Send...)

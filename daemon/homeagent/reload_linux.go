@@ -3,6 +3,7 @@ package homeagent
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"reflect"
 
 	"github.com/distributed-servers/ds/daemon/api"
@@ -35,6 +36,7 @@ func (r *Role) Reload(cfg config.HomeAgent) error {
 	for a := range r.homes {
 		if _, ok := keys[a]; !ok {
 			delete(r.homes, a)
+			r.kernel.bind(a, netip.Addr{}, r.log)
 			r.route(a, false)
 		}
 	}

@@ -36,6 +36,7 @@ type Role struct {
 	host   *host.Host
 	dev    *tun.TUN
 	routes *routes
+	kernel *kernel // nil: it forwards nothing itself
 	tunnel *rawip.Tunnel
 	sender *rawip.Sender
 	link   *link // nil: the prefixes are routed to this host
@@ -118,6 +119,12 @@ func New(cfg config.HomeAgent, log *slog.Logger) (_ *Role, err error) {
 	if err := r.host.Forward(); err != nil {
 		return nil, err
 	}
+	if *r.cfg.KernelTunnels {
+		r.kernel, err = newKernel(r.dev.Name(), r.routes.index, &r.cfg, r.host)
+		if err != nil { // slower, no worse
+			r.log.Info("tunnels go through this process: the kernel does not forward them", "cause", err)
+		}
+	}
 	r.timer = time.AfterFunc(time.Hour, r.tick)
 	r.filter, err = filter.Open(filter.Config{
 		Queue:   r.cfg.Queue,
@@ -169,6 +176,9 @@ func withDefaults(cfg config.HomeAgent) config.HomeAgent {
 	}
 	if cfg.Socket == "" {
 		cfg.Socket = api.HomeAgentSocket
+	}
+	if cfg.KernelTunnels == nil {
+		cfg.KernelTunnels = new(true)
 	}
 	return cfg
 }
@@ -246,6 +256,7 @@ func (r *Role) Close() error {
 		r.timer.Stop()
 	}
 	r.mu.Unlock()
+	end(r.kernel, r.kernel != nil)
 	end(r.tunnel, r.tunnel != nil)
 	end(r.link, r.link != nil)
 	end(r.routes, r.routes != nil)

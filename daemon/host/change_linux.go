@@ -92,10 +92,22 @@ func (m made) route(p Protocol) (*netlink.Route, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &netlink.Route{
+	r := &netlink.Route{
 		Family: netlink.FAMILY_V6, Dst: ipNet(m.to), LinkIndex: link.Attrs().Index,
 		Table: m.table, Protocol: netlink.RouteProtocol(p),
-	}, nil
+	}
+	if m.exit {
+		r.Encap = exit()
+	}
+	return r, nil
+}
+
+// exit is the action of a route at which tunnels end, End.DX6 without a next hop
+// (RFC 8986 section 4.4): the inner destination is routed by all the usual rules.
+func exit() netlink.Encap {
+	e := &netlink.SEG6LocalEncap{Action: nl.SEG6_LOCAL_ACTION_END_DX6, In6Addr: net.IPv6unspecified}
+	e.Flags[nl.SEG6_LOCAL_ACTION], e.Flags[nl.SEG6_LOCAL_NH6] = true, true
+	return e
 }
 
 func addRoute(m made, p Protocol) error {
@@ -142,7 +154,7 @@ func otherRoute(m made) string {
 
 func (r Rule) netlink(p Protocol) *netlink.Rule {
 	n := netlink.NewRule()
-	n.Family, n.Table, n.IifName, n.Protocol = netlink.FAMILY_V6, r.Table, r.Iif, uint8(p)
+	n.Family, n.Table, n.IifName, n.Protocol, n.IPProto = netlink.FAMILY_V6, r.Table, r.Iif, uint8(p), int(r.IPProto)
 	if r.From.IsValid() {
 		n.Src = ipNet(r.From.Masked())
 	}

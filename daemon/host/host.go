@@ -44,6 +44,7 @@ func (c Config) withDefaults() Config {
 type Rule struct {
 	From, To netip.Prefix // the zero value: any
 	Iif      string       // interface that the packet came by; "": any
+	IPProto  uint8        // protocol of the upper layer; 0: any
 	Table    int          // required
 	Priority int          // lower ones come first; 0: the kernel chooses one ahead of all others
 }

@@ -37,6 +37,7 @@ type made struct {
 	to    netip.Prefix
 	table int
 	rule  Rule
+	exit  bool // a route at which a tunnel ends
 }
 
 type kind uint8
@@ -280,6 +281,18 @@ func (h *Host) AddRoute(prefix netip.Prefix, iface string, table int) error {
 // RemoveRoute removes a route that AddRoute has added; another is left alone.
 func (h *Host) RemoveRoute(prefix netip.Prefix, iface string, table int) error {
 	return h.unmake(made{kind: route, to: prefix.Masked(), iface: iface, table: cmp.Or(table, unix.RT_TABLE_MAIN)})
+}
+
+// AddExit adds a route at which tunnels end: the packets inside of those that are
+// routed to addr go where they are routed themselves. iface is any that is up; it
+// says how long the route lasts. It needs a kernel with seg6local.
+func (h *Host) AddExit(addr netip.Addr, iface string, table int) error {
+	return h.make(made{kind: route, to: netip.PrefixFrom(addr, addr.BitLen()), iface: iface, table: cmp.Or(table, unix.RT_TABLE_MAIN), exit: true})
+}
+
+// RemoveExit removes a route that AddExit has added.
+func (h *Host) RemoveExit(addr netip.Addr, iface string, table int) error {
+	return h.unmake(made{kind: route, to: netip.PrefixFrom(addr, addr.BitLen()), iface: iface, table: cmp.Or(table, unix.RT_TABLE_MAIN), exit: true})
 }
 
 // AddRule adds a routing rule.

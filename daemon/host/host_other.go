@@ -20,6 +20,8 @@ func Sweep(Protocol) error                                { return errSystem }
 func (*Host) Close() error                                { return nil }
 func (*Host) AddRoute(netip.Prefix, string, int) error    { return errSystem }
 func (*Host) RemoveRoute(netip.Prefix, string, int) error { return errSystem }
+func (*Host) AddExit(netip.Addr, string, int) error       { return errSystem }
+func (*Host) RemoveExit(netip.Addr, string, int) error    { return errSystem }
 func (*Host) AddRule(Rule) error                          { return errSystem }
 func (*Host) RemoveRule(Rule) error                       { return errSystem }
 func (*Host) AddProxy(string, netip.Addr) error           { return errSystem }

@@ -78,10 +78,10 @@ var rules = []rule{
 		why:  "daemon/rawip is a leaf: packets in and out of sockets, whatever is in them",
 	},
 	{
-		from:   []string{"./daemon/filter", "./daemon/host"},
+		from:   []string{"./daemon/filter", "./daemon/forward", "./daemon/host"},
 		to:     []string{"./..."},
 		except: []string{"./mobility/wire", "./internal/netns"},
-		why:    "daemon/filter and daemon/host change the kernel for any role, and know what packets look like at most: what for is the roles' concern",
+		why:    "daemon/filter, daemon/forward and daemon/host change the kernel for any role, and know what packets look like at most: what for is the roles' concern",
 	},
 	{
 		from:   []string{"."},
@@ -217,6 +217,8 @@ func TestBroken(t *testing.T) {
 		{"filter on wire", graph{"./daemon/filter": {"./mobility/wire"}}, "", ""},
 		{"host knows no role", graph{"./daemon/host": {"./daemon/config"}},
 			"./daemon/host imports ./daemon/config", "change the kernel for any role"},
+		{"forward knows no relay", graph{"./daemon/forward": {"./mobility/relay"}},
+			"./daemon/forward imports ./mobility/relay", "change the kernel for any role"},
 		{"a client is no node", graph{"./daemon/correspondent": {"./daemon/peer"}},
 			"./daemon/correspondent imports ./daemon/peer", "are no nodes"},
 		{"stack on tun", graph{"./stack": {"./tun", gvisor, "net"}}, "", ""},

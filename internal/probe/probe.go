@@ -25,6 +25,8 @@ const (
 	IP6Tunnel  Name = "ip6tnl"     // create an IPv6-in-IPv6 tunnel interface, in a network namespace
 	MobileIPv6 Name = "mip6"       // add a route optimisation state to the kernel, in a network namespace
 	BPF        Name = "bpf"        // load a BPF program for an interface
+	NFTables   Name = "nftables"   // speak to nftables, in a network namespace
+	Seg6       Name = "seg6"       // add routes that begin and end tunnels, in a network namespace
 	Arch       Name = "arch"       // 64 bits, little-endian
 	Kernel     Name = "kernel"     // a kernel that is new enough
 	Users      Name = "users"      // more than one user, as programs that give up privilege need
@@ -36,7 +38,7 @@ func Program(program string) Name { return Name(programPrefix + program) }
 const programPrefix = "program:"
 
 // Names lists every probe, what others depend on first.
-var Names = []Name{Arch, Kernel, Users, UserNS, NetNS, NetAdmin, TUN, TCPRepair, NFQueue, IP6Tunnel, MobileIPv6, BPF}
+var Names = []Name{Arch, Kernel, Users, UserNS, NetNS, NetAdmin, TUN, TCPRepair, NFQueue, IP6Tunnel, MobileIPv6, BPF, NFTables, Seg6}
 
 // Result is what a probe found.
 type Result struct {

@@ -65,6 +65,8 @@ var attempts = []attempt{
 	{IP6Tunnel, "use a kernel with CONFIG_IPV6_TUNNEL (modprobe ip6_tunnel); dsco tunnels by itself otherwise", tryIP6Tunnel},
 	{MobileIPv6, "use a kernel with CONFIG_IPV6_MIP6 (modprobe mip6); dsco is its own correspondent otherwise", tryMobileIPv6},
 	{BPF, "run as root outside of user namespaces, or with CAP_BPF and CAP_NET_ADMIN; on a kernel with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF", tryBPF},
+	{NFTables, "use a kernel with CONFIG_NF_TABLES_IPV6 (modprobe nf_tables); dsco forwards tunnels by itself otherwise", tryNFTables},
+	{Seg6, "use a kernel with CONFIG_IPV6_SEG6_LWTUNNEL; dsco forwards tunnels by itself otherwise", trySeg6},
 }
 
 const cureNS = "allow unprivileged user namespaces (sysctl user.max_user_namespaces, user.max_net_namespaces, " +
@@ -283,4 +285,38 @@ func tryMobileIPv6() (string, error) {
 		return "", fmt.Errorf("add route optimisation state: %w", err)
 	}
 	return "route optimisation state added", nil
+}
+
+// tryNFTables asks for the number of the rule set.
+func tryNFTables() (string, error) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
+	req.AddData(&nl.Nfgenmsg{Version: unix.NFNETLINK_V0})
+	if _, err := req.Execute(unix.NETLINK_NETFILTER, 0); err != nil {
+		return "", fmt.Errorf("ask for the generation: %w", err)
+	}
+	return "answers", nil
+}
+
+// trySeg6 adds a route with a tunnel and one that ends tunnels.
+func trySeg6() (string, error) {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return "", err
+	}
+	exit := &netlink.SEG6LocalEncap{Action: nl.SEG6_LOCAL_ACTION_END_DX6, In6Addr: net.IPv6unspecified}
+	exit.Flags[nl.SEG6_LOCAL_ACTION], exit.Flags[nl.SEG6_LOCAL_NH6] = true, true
+	const reduced = 3 // SEG6_IPTUN_MODE_ENCAP_RED
+	for _, encap := range []netlink.Encap{&netlink.SEG6Encap{Mode: reduced, Segments: []net.IP{net.ParseIP("2001:db8::2")}}, exit} {
+		r := &netlink.Route{
+			LinkIndex: lo.Attrs().Index, Encap: encap,
+			Dst: &net.IPNet{IP: net.ParseIP("2001:db8::1"), Mask: net.CIDRMask(128, 128)},
+		}
+		if err := netlink.RouteAdd(r); err != nil {
+			return "", fmt.Errorf("add route: %w", err)
+		}
+		if err := netlink.RouteDel(r); err != nil {
+			return "", fmt.Errorf("remove route: %w", err)
+		}
+	}
+	return "routes added", nil
 }

@@ -47,6 +47,7 @@ type handoff struct {
 	answer   chan answer   // of the daemon
 	came     phase         // how far it had come when transfer gave up waiting
 	released time.Duration // how long release took
+	copied   int           // how many packets late has sent
 	decided  chan struct{} // closed when the answer to Transfer has taken effect
 	moved    bool          // that it was well; known then
 
@@ -310,9 +311,19 @@ func (h *handoff) transfer(ctx context.Context) error {
 	return err
 }
 
+// maxLate is how many packets are sent after the connections that they are for.
+// They are for who waits for an answer; of a bulk transfer the rest is forwarded
+// afterwards, at less cost.
+const maxLate = 16
+
 // late sends a packet after the connections that it is for.
-func (h *handoff) late(p []byte) {
+func (h *handoff) late(p []byte) bool {
+	if h.copied == maxLate {
+		return false
+	}
+	h.copied++
 	h.session.Send(&api.Message{Kind: api.Late, ID: h.id, Client: h.client, Packets: [][]byte{p}})
+	return true
 }
 
 // answered takes an answer of the daemon. What the answer to Transfer means is

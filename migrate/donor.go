@@ -43,7 +43,7 @@ type Donor struct {
 	// packets are segments that listeners had, in front of what the hold has.
 	packets [][]byte
 	drained []*stack.Conn // whose writes are blocked since Drain
-	copied  bool          // Copy gives away what arrives
+	copied  int           // how many of packets Copy has given away
 }
 
 type donorState uint8
@@ -333,7 +333,7 @@ func (d *Donor) undo() error {
 
 func (d *Donor) reset() {
 	clear(d.conns)
-	d.conns, d.packets, d.copied = nil, nil, false
+	d.conns, d.packets, d.copied = nil, nil, 0
 }
 
 // scratch keeps snapshots in their parsed form between uses: a record has more
@@ -426,22 +426,20 @@ func (d *Donor) Thaw() error {
 }
 
 // Copy gives f the packets that have arrived since Freeze, and those to come until
-// Thaw or Discard: for [stack.Stack.Inject] where the connections are imported, so
-// that they are there when the connections go live. They are kept here too, for
-// Thaw. f is called as [stack.Hold.Copy] says; a second one gets nothing. The
+// Thaw or Discard, or until f takes no more: for [stack.Stack.Inject] where the
+// connections are imported, so that they are there when the connections go live.
+// They are kept here too, for Thaw. f is called as [stack.Hold.Copy] says. The
 // connections must have been exported.
-func (d *Donor) Copy(f func(packet []byte)) error {
+func (d *Donor) Copy(f func(packet []byte) bool) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.expect("copy", donorExported); err != nil {
 		return err
 	}
-	if d.copied {
-		return nil
-	}
-	d.copied = true
-	for _, p := range d.packets {
-		f(p)
+	for ; d.copied < len(d.packets); d.copied++ {
+		if !f(d.packets[d.copied]) {
+			return nil
+		}
 	}
 	d.hold.Copy(f)
 	return nil
@@ -449,7 +447,7 @@ func (d *Donor) Copy(f func(packet []byte)) error {
 
 // Discard gives the connections up: calls on them fail with [ErrMoved], and
 // their copies here are dropped with nothing on the wire. It returns the
-// packets that have arrived since Freeze, less those that Copy has given away, for
+// packets that have arrived since Freeze, less those that Copy's function took, for
 // [Target.Activate]; those that
 // arrive from now on go to forward for the time of grace, as
 // [stack.Hold.Forward] says. Only exported connections can be discarded.
@@ -459,10 +457,7 @@ func (d *Donor) Discard(forward func(packet []byte), grace time.Duration) (late 
 	if err := d.expect("discard", donorExported); err != nil {
 		return nil, err
 	}
-	late = d.hold.Forward(forward, grace)
-	if !d.copied {
-		late = append(d.packets, late...)
-	}
+	late = append(d.packets[d.copied:], d.hold.Forward(forward, grace)...)
 	for i := range d.conns {
 		c := &d.conns[i]
 		c.conn.Detach()

@@ -497,7 +497,7 @@ func TestFaultOrder(t *testing.T) {
 			func(m model) (model, bool) {
 				return model{"not frozen", false}, in(m, "frozen", "exported") || in(m, "not frozen") && m.drained
 			}},
-		{"copy", func(d *migrate.Donor) error { return d.Copy(func([]byte) {}) },
+		{"copy", func(d *migrate.Donor) error { return d.Copy(func([]byte) bool { return true }) },
 			func(m model) (model, bool) { return m, in(m, "exported") }},
 		{"discard", func(d *migrate.Donor) error { _, err := d.Discard(nil, 0); return err },
 			func(m model) (model, bool) { return model{"done", false}, in(m, "exported") }},

@@ -71,9 +71,9 @@ type Hold struct {
 	tuple Tuple // of a client: only the remote address; of all: nothing
 
 	mu      sync.Mutex
-	done    bool // left the table
-	copy    func(p []byte)
-	copied  bool // copy gets, or has got, every inbound packet that is kept
+	done    bool                // left the table
+	copy    func(p []byte) bool // nil: not asked for, or it has enough
+	copied  int                 // how many of the inbound packets kept it has taken
 	forward func(p []byte)
 	expire  tcpip.Timer
 	in, out packetQueue
@@ -333,25 +333,34 @@ func (h *Hold) end(first [][]byte, back, deliver bool) {
 }
 
 // Copy gives f the inbound packets kept so far, and every later one when it is
-// kept, until the hold ends or is told to forward. It is called with locks of the
-// stack held, on the reading goroutine: it must not block, nor call the stack, nor
-// keep what it gets.
-func (h *Hold) Copy(f func(p []byte)) {
+// kept, until f returns false, which means that it does not take that one, or the
+// hold ends or is told to forward. f is called with locks of the stack held, on the
+// reading goroutine: it must not block, nor call the stack, nor keep what it gets.
+func (h *Hold) Copy(f func(p []byte) bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.done || h.forward != nil || h.copied {
+	if h.done || h.forward != nil {
 		return
 	}
-	h.copy, h.copied = f, true
-	for _, p := range h.in.packets {
-		f(p)
+	h.copy = f
+	for _, p := range h.in.packets[h.copied:] {
+		h.copyLocked(p)
+	}
+}
+
+func (h *Hold) copyLocked(p []byte) {
+	switch {
+	case h.copy == nil:
+	case h.copy(p):
+		h.copied++
+	default:
+		h.copy = nil
 	}
 }
 
 // Forward turns the hold into a moved filter: it returns the inbound packets
-// kept so far, less those that Copy has given away, and every later one goes to
-// forward, never to the netstack, so
-// that nobody here answers for a connection that lives elsewhere. Outbound
+// kept so far, less those that Copy's function has taken, and every later one goes
+// to forward, never to the netstack, so that nobody here answers for a connection that lives elsewhere. Outbound
 // packets are dropped. forward gets a copy with one hop less to go; it is called
 // on the reading goroutine, so it must not block; nil drops. The filter ends
 // after grace (0 or less: at once), by the stack's clock, or when the
@@ -370,9 +379,7 @@ func (h *Hold) Forward(forward func(p []byte), grace time.Duration) (late [][]by
 	if h.done {
 		return nil
 	}
-	if late = h.in.take(); h.copied {
-		late = nil
-	}
+	late = h.in.take()[h.copied:]
 	h.out.take()
 	h.forward, h.copy = forward, nil
 	f.settle(h, false) // h knows better where they have moved
@@ -445,8 +452,8 @@ func (f *filter) inbound(a arrived) (taken bool, forward func(p []byte)) {
 	}
 	if h.forward == nil {
 		a.each(func(p []byte) {
-			if h.in.push(p, f.limit) && h.copy != nil {
-				h.copy(p)
+			if h.in.push(p, f.limit) {
+				h.copyLocked(p)
 			}
 		})
 	}

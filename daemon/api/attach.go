@@ -8,10 +8,38 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"strings"
 )
 
-// SessionProtocol names a session in the Upgrade header of an attach call.
-const SessionProtocol = "dsco-session/1"
+// sessionProtocols are the versions of a session that this release speaks, the best
+// first. A release that changes what older ones must understand adds one in front,
+// and keeps those of the release before.
+//
+//	dsco-session/1  with Commit; never released
+//	dsco-session/2
+var sessionProtocols = []string{"dsco-session/2"}
+
+// SessionProtocols are what an attach call has in its Upgrade header (RFC 9110
+// section 7.8): versions of a session, the best first.
+func SessionProtocols() string { return strings.Join(sessionProtocols, ", ") }
+
+// AgreeSession picks from an Upgrade header what both ends speak; ok is false if
+// there is nothing.
+func AgreeSession(offered string) (protocol string, ok bool) {
+	for o := range strings.SplitSeq(offered, ",") {
+		for _, p := range sessionProtocols {
+			if strings.EqualFold(strings.TrimSpace(o), p) {
+				return p, true
+			}
+		}
+	}
+	return "", false
+}
+
+func agrees(offered string) bool {
+	_, ok := AgreeSession(offered)
+	return ok
+}
 
 // Attach attaches this process to the distributed server dsa at the daemon
 // behind socket (empty: [NodeSocket]). hello is the first message of the
@@ -76,7 +104,7 @@ func upgrade(conn *net.UnixConn, dsa netip.Addr) (*bufio.Reader, error) {
 		return nil, fmt.Errorf("api: attach to %s: %w", dsa, err)
 	}
 	req.Header.Set("Connection", "Upgrade")
-	req.Header.Set("Upgrade", SessionProtocol)
+	req.Header.Set("Upgrade", SessionProtocols())
 	if err := req.Write(conn); err != nil {
 		return nil, fmt.Errorf("api: attach to %s: %w", dsa, err)
 	}
@@ -89,8 +117,8 @@ func upgrade(conn *net.UnixConn, dsa netip.Addr) (*bufio.Reader, error) {
 		defer res.Body.Close()
 		return nil, answeredError(res)
 	}
-	if got := res.Header.Get("Upgrade"); got != SessionProtocol {
-		return nil, fmt.Errorf("api: attach to %s: the daemon speaks %q, this program %q; use the same release of both", dsa, got, SessionProtocol)
+	if got := res.Header.Get("Upgrade"); !agrees(got) {
+		return nil, fmt.Errorf("api: attach to %s: the daemon speaks %q, this program %q; build it with the release of the daemon, or one next to it", dsa, got, SessionProtocols())
 	}
 	return r, nil
 }

@@ -228,7 +228,7 @@ func (m *Member) peerUp(name string) {
 // introduction is what a member says of itself.
 func (m *Member) introduction() *Message {
 	return &Message{
-		Kind: Hello, Version: Version, Contact: m.contact.Name, ContactEpoch: m.contact.Epoch,
+		Kind: Hello, Version: Oldest, Newest: Newest, Features: features, Contact: m.contact.Name, ContactEpoch: m.contact.Epoch,
 		Clients: len(m.clients), Attached: m.attached, Accepts: m.accepts, Draining: m.draining,
 	}
 }
@@ -262,8 +262,8 @@ func (m *Member) fromPeer(from string, msg *Message) {
 	}
 	switch msg.Kind {
 	case Hello:
-		if msg.Version != Version {
-			m.event(api.EventFault, netip.Addr{}, from, fmt.Sprintf("it speaks version %d, this node %d", msg.Version, Version))
+		if _, err := agree(msg, Oldest, Newest); err != nil {
+			m.event(api.EventFault, netip.Addr{}, from, err.Error())
 			m.peerDown(from)
 			return
 		}

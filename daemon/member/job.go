@@ -150,6 +150,10 @@ func (m *Member) command(in Command) {
 		}
 		return
 	}
+	if !m.can(in.Node, FeatureOrders) && in.Job.What != Cease {
+		m.answer(Answer{ID: in.ID, Err: fmt.Errorf("node %s: its release takes no orders: upgrade it, or run the command there", in.Node)})
+		return
+	}
 	sent := m.toPeer(in.Node, &Message{Kind: Order, ID: in.ID, Job: &in.Job})
 	switch {
 	case in.Job.What == Cease:

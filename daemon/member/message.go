@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -18,7 +19,7 @@ type Kind uint8
 // Kinds of messages between the members of a distributed server.
 const (
 	// Hello begins every connection between two members: Contact and
-	// ContactEpoch as the sender knows them, Version, and what it says of itself:
+	// ContactEpoch as the sender knows them, Version, Newest, Features, and what it says of itself:
 	// Clients that it owns, Attached, Accepts. It comes again when that changes.
 	Hello Kind = iota + 1
 	// SetContact tells that Contact is the contact with ContactEpoch. Owners
@@ -71,10 +72,6 @@ func (k Kind) String() string {
 	return kindNames[k]
 }
 
-// Version is that of the protocol between members. A member refuses peers of
-// another one.
-const Version = 1
-
 // Message is one between two members of the same distributed server.
 type Message struct {
 	Kind   Kind       `cbor:"1,keyasint"`
@@ -92,7 +89,7 @@ type Message struct {
 	State       [][]byte `cbor:"11,keyasint,omitempty"`
 	Connections int      `cbor:"12,keyasint,omitempty"`
 
-	Version      int     `cbor:"13,keyasint,omitempty"`
+	Version      int     `cbor:"13,keyasint,omitempty"` // the oldest that is spoken; alone, the only one
 	Contact      string  `cbor:"14,keyasint,omitempty"`
 	ContactEpoch uint64  `cbor:"15,keyasint,omitempty"`
 	Clients      int     `cbor:"16,keyasint,omitempty"`
@@ -106,6 +103,9 @@ type Message struct {
 
 	Job    *Job    `cbor:"23,keyasint,omitempty"`
 	Report *Report `cbor:"24,keyasint,omitempty"`
+
+	Newest   int       `cbor:"25,keyasint,omitempty"` // version that is spoken
+	Features []Feature `cbor:"26,keyasint,omitempty"`
 }
 
 // Owned is a client with the epoch of its ownership.
@@ -198,6 +198,9 @@ func (m *Message) check() error {
 	case Hello, SetContact:
 		if m.Contact == "" {
 			return errors.New("no contact")
+		}
+		if len(m.Features) > maxFeatures || slices.ContainsFunc(m.Features, func(f Feature) bool { return len(f) > maxFeature }) {
+			return fmt.Errorf("more than %d features, or one of more than %d octets", maxFeatures, maxFeature)
 		}
 	case Owners, Stale:
 		for _, o := range m.Owners {

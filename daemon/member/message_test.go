@@ -17,7 +17,7 @@ func samples() []*Message {
 	c := clientAddr(0)
 	g := newGrant(node.Grant{HomeNonce: 3, Remaining: time.Second, Sequence: 7, Binding: time.Minute})
 	return []*Message{
-		{Kind: Hello, Version: Version, Contact: "a", ContactEpoch: 3, Clients: 5, Attached: true, Accepts: true},
+		{Kind: Hello, Version: Oldest, Newest: Newest, Features: features, Contact: "a", ContactEpoch: 3, Clients: 5, Attached: true, Accepts: true},
 		{Kind: SetContact, Contact: "b", ContactEpoch: 4},
 		{Kind: TakeOver},
 		{Kind: Owners, Owners: []Owned{{Client: c, Epoch: 1 << 60}}, Complete: true},

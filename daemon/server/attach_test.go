@@ -110,7 +110,7 @@ func TestAttachNobody(t *testing.T) {
 	}
 	defer l.Close()
 	for answer, want := range map[string]string{
-		"HTTP/1.1 101 Switching Protocols\r\nUpgrade: dsco-session/2\r\n\r\n": "same release",
+		"HTTP/1.1 101 Switching Protocols\r\nUpgrade: dsco-session/99\r\n\r\n": "one next to it",
 		"HTTP/1.1 500 No\r\n\r\n": "the daemon answered 500 No",
 		"garbage\r\n":             "malformed",
 	} {
@@ -142,7 +142,7 @@ func TestAttachRaw(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fmt.Fprintf(conn, "POST /v1/servers/%s/attach HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n%s", dsa, api.SessionProtocol, early)
+	fmt.Fprintf(conn, "POST /v1/servers/%s/attach HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n%s", dsa, api.SessionProtocols(), early)
 	r := bufio.NewReader(conn)
 	for line := ""; line != "\r\n"; {
 		if line, err = r.ReadString('\n'); err != nil {

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/distributed-servers/ds/daemon/api"
@@ -211,8 +210,10 @@ func (s *Server) attach(q *request) error {
 	if err != nil {
 		return err
 	}
-	if !strings.EqualFold(q.Header.Get("Upgrade"), api.SessionProtocol) {
-		return api.Errorf(api.ErrInvalid, "use daemon/api's Attach of the same release", "attach wants Upgrade: %s", api.SessionProtocol)
+	protocol, ok := api.AgreeSession(q.Header.Get("Upgrade"))
+	if !ok {
+		return api.Errorf(api.ErrInvalid, "build the program with the release of the daemon, or one next to it (daemon/api's Attach)",
+			"attach wants Upgrade: %s, and the program speaks %.100q", api.SessionProtocols(), q.Header.Get("Upgrade"))
 	}
 	if err := s.cfg.Backend.Admit(q.Context(), dsa, q.conn.who); err != nil {
 		return err
@@ -228,7 +229,7 @@ func (s *Server) attach(q *request) error {
 	defer c.Close()
 	c.SetDeadline(time.Time{})
 	c.SetReadDeadline(time.Now().Add(s.cfg.RequestTimeout)) // for the hello
-	if _, err := rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + api.SessionProtocol + "\r\n\r\n"); err != nil {
+	if _, err := rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + protocol + "\r\n\r\n"); err != nil {
 		return nil
 	}
 	if rw.Flush() != nil {

@@ -73,4 +73,9 @@
 // as a download, need not wait for a Read that never comes: see
 // [Node.MoveInWrite]. Goroutines that touch the state beside the one that reads
 // must be kept away from it by the state function, with a lock.
+//
+// A program that is not at rest whenever a Read waits, because it reads ahead or
+// another goroutine works on what was read, says itself when it is not, with
+// [stack.Conn.Pin]: all connections here are of that type. Package httpmove, an
+// HTTP server whose connections move, is written so.
 package ds

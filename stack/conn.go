@@ -56,7 +56,9 @@ type Conn struct {
 	writeEnd  deadline
 
 	waiting atomic.Pointer[Listener] // that it was Delivered to
-	rest    atomic.Pointer[rest]     // asked for, nil: none
+	rest    atomic.Pointer[rest]     // asked for, nil: none; changed under gate.mu
+	pins    atomic.Int32             // changed under gate.mu, to 0 exclusively
+	pinned  atomic.Bool              // ever
 
 	hup        waiter.Entry // tells forget when the endpoint has ended
 	prev, next *Conn        // other connections of the client, under Stack.mu

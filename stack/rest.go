@@ -3,6 +3,7 @@ package stack
 import (
 	"sync"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
@@ -23,33 +24,81 @@ type rest struct {
 // The goroutine that serves a connection and keeps its state does nothing while
 // it waits, and what it did before happens before the channel is closed: the
 // state may be read without a lock until EndRest.
+//
+// An application that uses [Conn.Pin] says itself when it is not at rest.
 func (c *Conn) Rest(writes bool) <-chan struct{} {
+	c.gate.mu.Lock()
 	r := c.rest.Load()
 	if r == nil || r.writes != writes {
 		r = &rest{reach: make(chan struct{}), writes: writes}
 		c.rest.Store(r)
 	}
-	c.gate.mu.Lock()
-	c.gate.state = c.gate.state&^gateNoNewWrite | gateNoRead
-	if writes {
-		c.gate.state |= gateNoNewWrite
-	}
-	closed := c.gate.state&gateClosed != 0
+	reached := c.barLocked()
 	c.gate.mu.Unlock()
-	if closed {
+	if reached {
 		c.atRest()
 	}
 	c.wq.Notify(waiter.ReadableEvents | waiter.WritableEvents) // those that wait for the endpoint wait here instead
 	return r.reach
 }
 
+// barLocked lets calls rest, if that was asked for and the connection is not
+// pinned. It tells whether the connection is at rest with that. gate.mu is held.
+func (c *Conn) barLocked() (reached bool) {
+	r := c.rest.Load()
+	if r == nil {
+		return false
+	}
+	if c.pins.Load() == 0 {
+		c.gate.state = c.gate.state&^gateNoNewWrite | gateNoRead
+		if r.writes {
+			c.gate.state |= gateNoNewWrite
+		}
+		reached = c.pinned.Load()
+	}
+	return reached || c.gate.state&gateClosed != 0
+}
+
 // EndRest lets the calls go on, unless something else stops them.
 func (c *Conn) EndRest() {
 	c.gate.mu.Lock()
 	c.gate.state &^= gateNoRead | gateNoNewWrite
-	c.gate.mu.Unlock()
 	c.rest.Store(nil)
+	c.gate.mu.Unlock()
 	c.wq.Notify(waiter.ReadableEvents | waiter.WritableEvents)
+}
+
+// Pin keeps the connection from coming to rest, and so from being handed off
+// with its state, until Unpin is called as often: its calls go on as usual, and
+// who asks for rest waits. It is for an application that is not at rest whenever
+// a call of Read waits, as one that reads ahead in a goroutine of its own. From
+// the first Pin on the connection is at rest if and only if it is not pinned.
+//
+// Pin itself waits while the connection is at rest or being moved. If it fails,
+// with [ErrMoved] or because the connection is closed, it has not pinned.
+func (c *Conn) Pin() error {
+	var w wait
+	var never deadline
+	err := c.call(&w, &never, anyEvent, gateSuspended|gateNoRead, func() tcpip.Error {
+		c.pinned.Store(true)
+		c.pins.Add(1)
+		return nil
+	})
+	if err != nil {
+		err = c.opError("pin", err)
+	}
+	return err
+}
+
+// Unpin undoes one Pin.
+func (c *Conn) Unpin() {
+	c.gate.mu.Lock()
+	reached := c.pins.Add(-1) == 0 && c.barLocked()
+	c.gate.mu.Unlock()
+	if reached {
+		c.atRest()
+		c.wq.Notify(waiter.ReadableEvents | waiter.WritableEvents)
+	}
 }
 
 // resting tells whether the calls that something in barred stops are to rest.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -106,6 +107,104 @@ func TestRestClosed(t *testing.T) {
 		t.Error("closed, and attended")
 	}
 	<-c.Rest(true) // and at once when it is closed before
+}
+
+// A pinned connection does not come to rest, whoever waits in Read, and its calls
+// go on; unpinned it is at rest at once, and Pin waits.
+func TestPin(t *testing.T) {
+	c, peer := restPair(t, nil)
+	if err := c.Pin(); err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan error, 1)
+	b := make([]byte, 8)
+	go func() { _, err := c.Read(b); read <- err }()
+	reached := c.Rest(true)
+	if err := c.Pin(); err != nil { // once more
+		t.Fatal(err)
+	}
+	if _, err := peer.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-read; err != nil || string(b[:5]) != "hello" {
+		t.Errorf("read %q, %v", b[:5], err)
+	}
+	if _, err := c.Write([]byte("hello")); err != nil {
+		t.Error(err)
+	}
+	c.Unpin()
+	if c.AtRest() {
+		t.Error("at rest with a pin left")
+	}
+	c.Unpin()
+	<-reached
+	pinned := make(chan error, 1)
+	go func() { pinned <- c.Pin() }()
+	if n, err := c.TryWrite([]byte("x")); !errors.Is(err, syscall.EAGAIN) {
+		t.Errorf("write at rest: %d, %v", n, err)
+	}
+	select {
+	case err := <-pinned:
+		t.Errorf("pinned at rest: %v", err)
+	default:
+	}
+	c.EndRest()
+	if err := <-pinned; err != nil {
+		t.Error(err)
+	}
+	c.Unpin()
+	<-c.Rest(false) // nobody calls anything
+	go func() { pinned <- c.Pin() }()
+	c.Close()
+	if err := <-pinned; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("pin of a closed connection: %v", err)
+	}
+}
+
+// Await waits as Read and Write do, and takes nothing.
+func TestAwait(t *testing.T) {
+	c, peer := restPair(t, nil)
+	if err := c.Await(stack.Writable); err != nil {
+		t.Error(err)
+	}
+	waits := make(chan error, 1)
+	go func() { waits <- c.Await(stack.Readable) }()
+	<-c.Rest(false) // it waits
+	if _, err := peer.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	c.EndRest()
+	if err := <-waits; err != nil {
+		t.Error(err)
+	}
+	b := make([]byte, 8)
+	if n, err := c.TryRead(b); err != nil || string(b[:n]) != "hello" {
+		t.Errorf("read %q, %v", b[:n], err)
+	}
+	c.SetReadDeadline(time.Unix(1, 0))
+	for _, e := range []stack.Event{stack.Readable, stack.Ended} {
+		if err := c.Await(e); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error(err)
+		}
+	}
+	if err := c.Await(stack.Writable); err != nil {
+		t.Error(err)
+	}
+	c.SetReadDeadline(time.Time{})
+	go func() { waits <- c.Await(stack.Ended) }()
+	<-c.Rest(false) // it waits
+	c.EndRest()
+	c.SetReadDeadline(time.Unix(1, 0))
+	if err := <-waits; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a deadline meanwhile: %v", err)
+	}
+	c.SetReadDeadline(time.Time{})
+	go func() { waits <- c.Await(stack.Ended) }()
+	peer.SetLinger(0)
+	peer.Close()
+	if err := <-waits; err != nil {
+		t.Errorf("the end: %v", err)
+	}
 }
 
 // The first connection of a client and the end of its last are told, in order.

@@ -9,10 +9,12 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// The calls of this file never wait: for programs that are driven by events,
-// such as simulations. Where the others would wait, they fail with
+// The calls of this file never wait, but for Await: for programs that are driven
+// by events, such as simulations, and for those that want nothing to wait while
+// they hold a lock. Where the others would wait, they fail with
 // [syscall.EAGAIN]. Deadlines do not concern them.
 
 // TryRead is [Conn.Read] that does not wait.
@@ -66,6 +68,44 @@ func (c *Conn) try(barred gateState, op func() tcpip.Error) error {
 	default:
 		return netError(err)
 	}
+}
+
+// Event is what [Conn.Await] waits for.
+type Event waiter.EventMask
+
+// What Await waits for beside the connection's end.
+const (
+	Readable = Event(waiter.ReadableEvents) // TryRead has something to say
+	Writable = Event(waiter.WritableEvents) // TryWrite has
+	Ended    = Event(0)                     // nothing
+)
+
+// Await waits until one of the events has come, or the connection has ended. It
+// fails when the deadline passes, that of Write for Writable and of Read
+// otherwise, and when the connection is closed or moves. A connection is at rest
+// in it as in Read and Write. It does not wait for calls of Read and Write to
+// return, nor they for it.
+func (c *Conn) Await(e Event) error {
+	d, barred, what := &c.readEnd, gateSuspended|gateNoRead, "read"
+	if e == Writable {
+		d, barred, what = &c.writeEnd, gateSuspended|gateNoWrite|gateNoNewWrite, "write"
+	}
+	mask := waiter.EventMask(e) | waiter.EventErr | waiter.EventHUp
+	wake := mask
+	if e == Ended {
+		wake |= waiter.ReadableEvents // by which deadlines tell
+	}
+	var w wait
+	err := c.call(&w, d, wake, barred, func() tcpip.Error {
+		if c.ep.Readiness(mask)&mask == 0 {
+			return &tcpip.ErrWouldBlock{}
+		}
+		return nil
+	})
+	if err != nil {
+		err = c.opError(what, err)
+	}
+	return err
 }
 
 // TryAccept is [Listener.AcceptConn] that does not wait.

@@ -90,6 +90,12 @@ var rules = []rule{
 		why:    "package ds is what an application links: its stack, and the words that it has with the daemon",
 	},
 	{
+		from:   []string{"./httpmove"},
+		to:     []string{"./..."},
+		except: []string{".", "./stack"},
+		why:    "httpmove is an application's part, as any program could have written it: it needs what package ds gives",
+	},
+	{
 		from:   []string{"./daemon/homeagent", "./daemon/correspondent"},
 		to:     []string{"./daemon", "./daemon/member/...", "./daemon/peer/...", "./mobility/node", "./mobility/relay"},
 		linked: true,
@@ -238,6 +244,9 @@ func TestBroken(t *testing.T) {
 		{"ds on stack, migrate, tun, api", graph{".": {"./stack", "./migrate", "./tun", "./daemon/api"}}, "", ""},
 		{"ds knows no daemon", graph{".": {"./daemon"}},
 			". imports ./daemon", "words that it has with the daemon"},
+		{"httpmove on ds", graph{"./httpmove": {".", "./stack"}}, "", ""},
+		{"httpmove moves nothing itself", graph{"./httpmove": {"./migrate"}},
+			"./httpmove imports ./migrate", "what package ds gives"},
 		{"nor dsco", graph{"./cmd/dsco": {"./migrate"}},
 			"./cmd/dsco imports ./migrate", "holds no connection"},
 		{"config knows no role", graph{"./daemon/config": {"./daemon/host"}},

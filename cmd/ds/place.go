@@ -123,7 +123,7 @@ func (p *place) mkdir(path string, mode fs.FileMode, mine bool) error {
 	if mine {
 		uid = p.uid
 	}
-	return os.Chown(path, uid, p.gid)
+	return errors.Join(os.Chmod(path, mode), os.Chown(path, uid, p.gid)) // whatever umask and group are here
 }
 
 // write writes a file that the daemon may read and not change. One that was there
@@ -138,7 +138,7 @@ func (p *place) write(path string, b []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	if err = f.Chown(-1, p.gid); err == nil {
+	if err = errors.Join(f.Chmod(0o640), f.Chown(-1, p.gid)); err == nil {
 		_, err = f.Write(b)
 	}
 	return errors.Join(err, f.Close())

@@ -25,6 +25,8 @@ var about = map[probe.Name]string{
 	probe.NFQueue:    "Netfilter queues: mobility packets to dsco",
 	probe.IP6Tunnel:  "the kernel's own tunnel to a home agent",
 	probe.MobileIPv6: "the kernel's own route optimisation",
+	probe.NFTables:   "nftables: the kernel may forward what is in tunnels",
+	probe.Seg6:       "segment routes: the kernel forwards what is in tunnels",
 	probe.BPF:        "BPF: the client's part in ds bench net with route optimisation",
 }
 

@@ -128,6 +128,7 @@ func TestRotate(t *testing.T) {
 	if _, err := Rotate(a.dir); err != nil {
 		t.Fatal(err)
 	}
+	a.agent.Wake()
 	if _, err := Rotate(a.dir); err == nil || !strings.Contains(err.Error(), "has not ended") {
 		t.Errorf("twice: %v", err)
 	}
@@ -161,6 +162,7 @@ func TestRotate(t *testing.T) {
 	if _, err := Retire(a.dir, false); err != nil {
 		t.Fatal(err)
 	}
+	a.agent.Wake()
 	for _, n := range []*node{a, b, c} {
 		n.until(t, "the new authority only", func(r *Roster) bool { return len(r.Authorities) == 1 && string(r.Authorities[0]) != string(first) })
 	}

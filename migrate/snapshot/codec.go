@@ -110,7 +110,7 @@ func parse(b []byte, conns []Conn) (s Snapshot, err error) {
 		return s, fmt.Errorf("%w: it is version %d for readers from version %d on, this is version %d; upgrade this node first",
 			ErrVersion, version, compat, Version)
 	}
-	k := codec{b: b[headerSize:], newer: version > Version}
+	k := codec{b: b, at: headerSize, newer: version > Version}
 	switch scope {
 	case scopeConns:
 	case scopeClient:
@@ -127,7 +127,7 @@ func parse(b []byte, conns []Conn) (s Snapshot, err error) {
 		}
 		if len(conns) == cap(conns) {
 			// What remains bounds how many more there can be.
-			more := min(n-i, 1+len(k.b)/minRecord)
+			more := min(n-i, 1+k.left()/minRecord)
 			conns = append(make([]Conn, 0, len(conns)+more), conns...)
 		}
 		conns = conns[:i+1]
@@ -135,8 +135,8 @@ func parse(b []byte, conns []Conn) (s Snapshot, err error) {
 		c.Reset()
 		in := codec{b: body, newer: k.newer}
 		in.conn(c)
-		if in.err == nil && len(in.b) > 0 && !k.newer {
-			in.fail("record", "%d octets too many", len(in.b))
+		if in.err == nil && in.left() > 0 && !k.newer {
+			in.fail("record", "%d octets too many", in.left())
 		}
 		if in.err == nil {
 			in.err = c.check()
@@ -148,8 +148,8 @@ func parse(b []byte, conns []Conn) (s Snapshot, err error) {
 	if k.err == nil {
 		k.err = s.checkAll(conns)
 	}
-	if k.err == nil && len(k.b) > 0 {
-		k.fail("snapshot", "%d octets too many", len(k.b))
+	if k.err == nil && k.left() > 0 {
+		k.fail("snapshot", "%d octets too many", k.left())
 	}
 	if k.err != nil {
 		return s, fmt.Errorf("%w: %w", ErrFormat, k.err)
@@ -161,11 +161,12 @@ func parse(b []byte, conns []Conn) (s Snapshot, err error) {
 // minRecord is less than the smallest record of a connection.
 const minRecord = 80
 
-// codec writes a snapshot to the end of b, or reads it from its front: every
-// method does one or the other with the value it is given a pointer to. After
-// the first error they do nothing.
+// codec writes a snapshot to the end of b, or reads it from at on: every method
+// does one or the other with the value it is given a pointer to. After the first
+// error what they do means nothing.
 type codec struct {
 	b       []byte
+	at      int
 	writing bool
 	newer   bool // reading a newer version's record
 	pieces  *Pieces
@@ -175,19 +176,23 @@ type codec struct {
 func (k *codec) fail(name, format string, args ...any) {
 	if k.err == nil {
 		k.err = fmt.Errorf("%s "+format, append([]any{name}, args...)...)
-		k.b = k.b[:0]
+		if !k.writing {
+			k.at = len(k.b) // lists are empty, and loops end
+		}
 	}
 }
 
+// left is how many octets there still are to read.
+func (k *codec) left() int { return len(k.b) - k.at }
+
 // next reads n octets.
 func (k *codec) next(name string, n int) []byte {
-	if k.err != nil || n > len(k.b) {
-		k.fail(name, "cut short: %d of %d octets", len(k.b), n)
+	if k.err != nil || n > k.left() {
+		k.fail(name, "cut short: %d of %d octets", k.left(), n)
 		return nil
 	}
-	p := k.b[:n:n]
-	k.b = k.b[n:]
-	return p
+	k.at += n
+	return k.b[k.at-n : k.at : k.at]
 }
 
 func (k *codec) put(v uint64) {
@@ -199,20 +204,20 @@ func (k *codec) put(v uint64) {
 }
 
 func (k *codec) uvarint(name string) uint64 {
-	if len(k.b) > 0 && k.b[0] < 0x80 { // most are
-		v := k.b[0]
-		k.b = k.b[1:]
-		return uint64(v)
+	if k.at < len(k.b) && k.b[k.at] < 0x80 { // most are
+		k.at++
+		return uint64(k.b[k.at-1])
 	}
-	if k.err != nil {
-		return 0
-	}
-	v, n := binary.Uvarint(k.b)
-	if n <= 0 || n > 1 && k.b[n-1] == 0 { // one value, one form
+	return k.longUvarint(name)
+}
+
+func (k *codec) longUvarint(name string) uint64 {
+	v, n := binary.Uvarint(k.b[k.at:])
+	if n <= 0 || n > 1 && k.b[k.at+n-1] == 0 { // one value, one form
 		k.fail(name, "is no minimal varint")
 		return 0
 	}
-	k.b = k.b[n:]
+	k.at += n
 	return v
 }
 
@@ -232,9 +237,6 @@ func num[T integer](k *codec, name string, p *T, lo, hi uint64) {
 		return
 	}
 	v := k.uvarint(name)
-	if k.err != nil {
-		return
-	}
 	if v-lo > hi-lo || uint64(T(v)) != v {
 		k.fail(name, "is %d: want %d to %d", v, lo, hi)
 		return
@@ -382,7 +384,7 @@ func list[T any](k *codec, name string, p *[]T, min int, hi uint64, each func(*T
 		}
 		return
 	}
-	if k.err == nil && n > len(k.b)/min {
+	if k.err == nil && n > k.left()/min {
 		k.fail(name, "are %d: there is no room for so many", n)
 	}
 	if k.err != nil || n == 0 {

@@ -540,6 +540,17 @@ func TestTimes(t *testing.T) {
 	}
 }
 
+// TestAppendRefusal: what stands before a snapshot that cannot be written stays.
+func TestAppendRefusal(t *testing.T) {
+	bad := idle()
+	bad.Send.WndScale = 15
+	b := append(make([]byte, 0, 4096), "before"...)
+	got, err := Append(b, of(bad))
+	if err == nil || string(got) != "before" || string(b) != "before" {
+		t.Errorf("%q, %q, %v: want what was there, and an error", got, b, err)
+	}
+}
+
 func TestStates(t *testing.T) {
 	for s := range State(20) {
 		name := s.String()

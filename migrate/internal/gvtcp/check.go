@@ -47,6 +47,7 @@ func compareLayout() []error {
 	c.compare("tcp.Endpoint", ep, reflect.TypeFor[endpoint]())
 	c.compare("tcpip.MonotonicTime", reflect.TypeFor[tcpip.MonotonicTime](), reflect.TypeFor[instant]())
 	c.compareAlgorithms()
+	c.findSegmentSet()
 	return c.errs
 }
 
@@ -152,13 +153,7 @@ func (c *comparison) compareAlgorithms() {
 	}
 	ns := stack.New(stack.Options{TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol}})
 	defer ns.Destroy()
-	cc := reflect.TypeFor[tcp.Endpoint]()
-	for _, name := range []string{"snd", "cc"} {
-		f, _ := cc.FieldByName(name)
-		if cc = f.Type; cc.Kind() == reflect.Pointer {
-			cc = cc.Elem()
-		}
-	}
+	cc := fieldOfEndpoint("snd", "cc")
 	for _, a := range []struct {
 		name string
 		tab  *unsafe.Pointer
@@ -176,5 +171,30 @@ func (c *comparison) compareAlgorithms() {
 		}
 		c.compare("tcp."+a.name+"State", got, a.want)
 		*a.tab = algorithm.tab
+	}
+}
+
+// fieldOfEndpoint is the type of a field of tcp.Endpoint, or of a field of that one.
+func fieldOfEndpoint(names ...string) reflect.Type {
+	t := reflect.TypeFor[tcp.Endpoint]()
+	for _, name := range names {
+		f, _ := t.FieldByName(name)
+		if t = f.Type; t.Kind() == reflect.Pointer {
+			t = t.Elem()
+		}
+	}
+	return t
+}
+
+// segmentSet is the type of the map in a write list.
+var segmentSet reflect.Type
+
+func (c *comparison) findSegmentSet() {
+	if len(c.errs) > 0 {
+		return
+	}
+	segmentSet = fieldOfEndpoint("snd", "writeList", "set")
+	if got, want := segmentSet.String(), "map[*tcp.segment]struct {}"; got != want {
+		c.fail("write list's set", "is a %s: want a %s", got, want)
 	}
 }

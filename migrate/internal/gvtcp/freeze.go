@@ -76,8 +76,8 @@ func (e *endpoint) timers() [5]*timer {
 
 // stopped is what stop did to a timer.
 type stopped struct {
+	left time.Duration // until it would have fired
 	set  bool          // it was running
-	left time.Duration // and had this much left
 	late bool          // and had fired: its goroutine waits for the lock
 }
 

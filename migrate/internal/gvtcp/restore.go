@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"reflect"
 	"time"
 	"unsafe"
 
@@ -362,6 +363,9 @@ func (r *Restored) buildQueue(base time.Duration, id stack.TransportEndpointID) 
 	mark := r.conn.Options.Mark
 	// Without a FIN left to acknowledge, it was sent long ago.
 	s.finSent = r.conn.FinQueued() && len(in.Queue) == 0
+	if n := len(in.Queue); n > smallMap {
+		s.writeList.set = opaque(reflect.MakeMapWithSize(segmentSet, n).UnsafePointer()) // rather than grow it to that
+	}
 	var small row
 	for i := range in.Queue {
 		q := &in.Queue[i]
@@ -509,6 +513,9 @@ func payload(pieces [][]byte) buffer.Buffer {
 	}
 	return b
 }
+
+// smallMap is the size up to which a map does not grow.
+const smallMap = 8
 
 // inRow is the size up to which segments share memory. One of the usual MTU has
 // 1400 octets, and there are dozens.

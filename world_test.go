@@ -68,6 +68,7 @@ func (w *world) start(name string) *node {
 	n := &node{Node: w.cluster.Node(name), name: name, t: w.t}
 	n.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
 	n.State = n.state
+	n.Patience = time.Minute // a busy machine is no fault
 	w.nodes[name] = n
 	hl, err := n.ListenHandoff()
 	if err != nil {

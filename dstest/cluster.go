@@ -48,7 +48,7 @@ type Cluster struct {
 	changed  chan struct{} // closed when owners changes
 	clients  map[netip.Addr]*Client
 	handoffs map[uint64]*handoff
-	ends     map[end]struct{}
+	ends     map[end]uint32 // sequence numbers behind a FIN
 	lastID   uint64
 }
 
@@ -62,7 +62,7 @@ func New(names ...string) *Cluster {
 		changed:  make(chan struct{}),
 		clients:  make(map[netip.Addr]*Client),
 		handoffs: make(map[uint64]*handoff),
-		ends:     make(map[end]struct{}),
+		ends:     make(map[end]uint32),
 	}
 	c.port = c.net.Attach("contact", mtu)
 	c.port.Handle(c.relay)
@@ -208,40 +208,41 @@ func (c *Cluster) relay(b []byte) {
 	c.port.Write(inner)
 }
 
-// end is where a node's stream to a client's port ends.
+// end is a client's end of a stream from a node.
 type end struct {
 	client netip.Addr
 	port   uint16
-	seq    uint32 // behind the FIN
 }
 
-// inspect looks at a packet that a node sends to a client. A reset that answers an
-// acknowledgement of the FIN is no fault: the node has nothing left of the
-// connection then, and the client only waits for its time to be over.
+// inspect looks at a packet that a node sends to a client. Once a node has sent a
+// FIN, it has nothing left of the connection when that is acknowledged, and answers
+// with a reset what the client had sent before: one that has a sequence number up
+// to the FIN's, all of which the client has got. That is no fault.
 func (c *Cluster) inspect(from netip.Addr, b []byte) {
-	const fin, rst, ack = 0x01, 0x04, 0x10 // RFC 9293 section 3.1
+	const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10 // RFC 9293 section 3.1
 	p, err := wire.ParsePacket(b)
 	if err != nil || p.Protocol != wire.TCP || len(p.Payload) < 20 {
 		return
 	}
 	client, t := p.Destination(), p.Payload
-	flags := t[13]
-	e := end{client, binary.BigEndian.Uint16(t[2:]), binary.BigEndian.Uint32(t[4:])}
-	if flags&fin != 0 {
-		e.seq += uint32(len(t)-int(t[12]>>4)*4) + 1
-	}
+	flags, seq := t[13], binary.BigEndian.Uint32(t[4:])
+	e := end{client, binary.BigEndian.Uint16(t[2:])}
 	c.mu.Lock()
 	owner := c.daemons[c.owners[client]]
-	if flags&fin != 0 {
-		c.ends[e] = struct{}{}
+	switch {
+	case flags&syn != 0:
+		delete(c.ends, e)
+	case flags&fin != 0:
+		c.ends[e] = seq + uint32(len(t)-int(t[12]>>4)*4) + 1
 	}
-	_, over := c.ends[e]
+	behind, over := c.ends[e]
 	c.mu.Unlock()
 	if owner != nil && owner.careOf != from {
 		c.seen.fault(fmt.Sprintf("%s is owned by %s, and %s sends to it", client, owner.name, from))
 	}
-	if flags&rst != 0 && (flags&ack != 0 || !over) {
-		c.seen.fault(fmt.Sprintf("%s gets a reset from %s", client, from))
+	if flags&rst != 0 && (flags&ack != 0 || !over || int32(seq-behind) > 0) {
+		c.seen.fault(fmt.Sprintf("%s gets a reset from %s: to port %d, flags %#x, sequence number %d; ended %t, at %d",
+			client, from, e.port, flags, seq, over, behind))
 	}
 }
 

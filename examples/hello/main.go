@@ -1,35 +1,29 @@
-// Command hello serves HTTP from a TCP/IP stack of its own.
+// Command hello serves HTTP on a distributed server: run it on each node, and hand
+// its clients from one to another with "ds handoff", in the middle of a download.
 package main
 
 import (
 	"fmt"
 	"log"
 	"net/http"
-	"net/netip"
 
-	"github.com/distributed-servers/ds/stack"
-	"github.com/distributed-servers/ds/tun"
+	"github.com/distributed-servers/ds"
+	"github.com/distributed-servers/ds/httpmove"
 )
 
-func main() {
-	service := netip.MustParseAddr("fd00:2::1")
-	dev, err := tun.Open(tun.Config{ // needs CAP_NET_ADMIN
-		Offload: true,
-		Addrs:   []netip.Prefix{netip.MustParsePrefix("fd00:1::1/64")},
-		Routes:  []netip.Prefix{netip.PrefixFrom(service, 128)},
+// server serves a node: files, whose downloads move in the middle, and greetings,
+// whose connections move between requests.
+func server(node *ds.Node, files http.FileSystem) *httpmove.Server {
+	mux := http.NewServeMux()
+	mux.Handle("/", httpmove.Repeatable(http.FileServer(files)))
+	mux.HandleFunc("/hello", func(w http.ResponseWriter, r *http.Request) {
+		name, _ := node.Name(r.Context())
+		fmt.Fprintf(w, "hello %s, this is %s\n", r.RemoteAddr, name)
 	})
-	if err != nil {
-		log.Fatal(err)
-	}
-	s, err := stack.New(stack.Config{Device: dev, Addrs: []netip.Addr{service}})
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer s.Close()
-	l, err := s.Listen("tcp", ":80")
-	if err != nil {
-		log.Fatal(err)
-	}
-	hello := func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "hello", r.RemoteAddr) }
-	log.Fatal(http.Serve(l, http.HandlerFunc(hello))) // curl -g 'http://[fd00:2::1]/'
+	return &httpmove.Server{Node: node, Handler: mux}
+}
+
+func main() {
+	node := new(ds.Node) // attaches to dsco, the daemon of this machine
+	log.Fatal(server(node, http.Dir(".")).ListenAndServe())
 }

@@ -95,7 +95,11 @@ func (d *decoder) checkCertificate(n *Node) {
 		d.report("node.cert", fmt.Sprintf("make one with the DNS name %s", n.Name), "it is of %q, not of this node", leaf.DNSNames)
 	}
 	if now := time.Now(); now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) {
-		d.report("node.cert", "make another, or set the clock", "it is valid from %s until %s", leaf.NotBefore.Format(time.RFC3339), leaf.NotAfter.Format(time.RFC3339))
+		cure := "make another, or set the clock"
+		if n.Cluster != "" {
+			cure = fmt.Sprintf("join again (ds token --replace %s at the authority, ds join --force here), or set the clock", n.Name)
+		}
+		d.report("node.cert", cure, "it is valid from %s until %s", leaf.NotBefore.Format(time.RFC3339), leaf.NotAfter.Format(time.RFC3339))
 		return
 	}
 	if d.wrongAt("node.ca") {

@@ -32,6 +32,7 @@ func TestToken(t *testing.T) {
 		{"dsjoin2." + s[8:], "of another release"},
 		{s + strings.Repeat("A", 600), "too long"},
 		{"dsjoin1.", "not whole"},
+		{s[:40] + "\n" + s[40:], "not whole"},
 	} {
 		if _, err := ParseToken(bad.token); !errors.Is(err, ErrToken) || !strings.Contains(err.Error(), bad.want) {
 			t.Errorf("%.20q: %v, want %q", bad.token, err, bad.want)
@@ -42,6 +43,7 @@ func TestToken(t *testing.T) {
 func FuzzParseToken(f *testing.F) {
 	f.Add(sampleToken().String())
 	f.Add("dsjoin1.AAAA")
+	f.Add(strings.Replace(sampleToken().String(), "AA", "A\nA", 1))
 	f.Fuzz(func(t *testing.T, s string) {
 		got, err := ParseToken(s)
 		if err != nil {

@@ -71,7 +71,7 @@ func ParseToken(s string) (*Token, error) {
 		return bad("it is too long")
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	if err != nil || len(b) <= tokenFixed+4 {
+	if err != nil || len(b) <= tokenFixed+4 || strings.ContainsAny(text, "\r\n") { // which base64 skips
 		return bad("it is not whole")
 	}
 	body, sum := b[:len(b)-4], binary.BigEndian.Uint32(b[len(b)-4:])

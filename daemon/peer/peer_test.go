@@ -241,6 +241,27 @@ func TestStrangers(t *testing.T) {
 			}
 		})
 	}
+	for name, tt := range map[string]struct {
+		shift time.Duration
+		want  string
+	}{
+		"expired":       {-48 * time.Hour, "its certificate has expired: that of a ended at"},
+		"not yet valid": {48 * time.Hour, "its certificate is not valid yet: that of a begins at"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w.Shift = tt.shift
+			defer func() { w.Shift = 0 }()
+			a := w.identity(t, "a")
+			w.Shift = 0
+			_, _, logB := w.open(t, "b")
+			_, ra, logA := w.open(t, "a", func(c *Config) { c.Identity = a })
+			refused(t, logB, tt.want)
+			refused(t, logA, "b refuses the certificate of this node")
+			if len(ra) > 0 {
+				t.Errorf("a was told %d things", len(ra))
+			}
+		})
+	}
 	t.Run("no certificate", func(t *testing.T) {
 		_, _, log := w.open(t, "b")
 		conn, err := tls.Dial("tcp", w.addrs["b"].String(), &tls.Config{RootCAs: w.Pool(), ServerName: "b", NextProtos: protocols})

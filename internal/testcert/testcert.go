@@ -19,6 +19,9 @@ import (
 
 // Authority signs certificates. They are valid for a day.
 type Authority struct {
+	// Shift is added to the times of the certificates that are signed.
+	Shift time.Duration
+
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
@@ -36,7 +39,7 @@ func New() (*Authority, error) {
 		return nil, fmt.Errorf("testcert: %w", err)
 	}
 	cert, err := x509.ParseCertificate(der)
-	return &Authority{cert, key}, err
+	return &Authority{cert: cert, key: key}, err
 }
 
 func template(name string) *x509.Certificate {
@@ -71,6 +74,7 @@ func (a *Authority) issue(node string) (certPEM, keyPEM []byte, err error) {
 		return nil, nil, fmt.Errorf("testcert: %w", err)
 	}
 	t := template(node)
+	t.NotBefore, t.NotAfter = t.NotBefore.Add(a.Shift), t.NotAfter.Add(a.Shift)
 	t.DNSNames = []string{node}
 	t.KeyUsage = x509.KeyUsageDigitalSignature
 	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}

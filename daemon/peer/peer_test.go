@@ -312,7 +312,7 @@ func TestStrangers(t *testing.T) {
 // A peer that says nothing is given up, and so is one that reads nothing.
 func TestSilence(t *testing.T) {
 	w := newWorld(t, "a", "b")
-	b, rb, _ := w.open(t, "b", func(c *Config) { c.Timeout = 100 * time.Millisecond; c.MaxBacklog = 8 << 20 })
+	b, rb, _ := w.open(t, "b", func(c *Config) { c.Timeout = time.Second; c.MaxBacklog = 8 << 20 })
 	dial := func() *tls.Conn {
 		conn := w.dial(t, "a", "b", protocols...)
 		if _, err := conn.Write(make([]byte, 4)); err != nil {

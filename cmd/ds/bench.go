@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/distributed-servers/ds/internal/bedbench"
 	"github.com/distributed-servers/ds/internal/bench"
 	"github.com/distributed-servers/ds/internal/netbench"
 )
@@ -24,23 +25,24 @@ func benchCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(benchMigrateCommand(), benchNetCommand(), benchBedCommand(), benchBedServiceCommand(), &cobra.Command{
-		Use:    netWorkerCommand,
-		Short:  "One of the processes of bench net (started by it)",
-		Hidden: true,
-		Args:   cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			return netbench.Worker(c.Context(), args[0], os.Stdin, os.Stdout)
-		},
-	}, &cobra.Command{
-		Use:    workerCommand,
-		Short:  "Move connections of the kernel (started by bench migrate)",
-		Hidden: true,
-		Args:   cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			return bench.Worker(c.Context(), os.Stdin, os.Stdout)
-		},
-	})
+	c.AddCommand(benchMigrateCommand(), benchNetCommand(), benchHandoffCommand(),
+		benchBedCommand(bedCommand, "bench net", bedbench.Run), benchBedCommand(bedEvaluateCommand, "bench handoff", bedbench.Evaluate), benchBedServiceCommand(), benchLocalCommand(), &cobra.Command{
+			Use:    netWorkerCommand,
+			Short:  "One of the processes of bench net (started by it)",
+			Hidden: true,
+			Args:   cobra.ExactArgs(1),
+			RunE: func(c *cobra.Command, args []string) error {
+				return netbench.Worker(c.Context(), args[0], os.Stdin, os.Stdout)
+			},
+		}, &cobra.Command{
+			Use:    workerCommand,
+			Short:  "Move connections of the kernel (started by bench migrate)",
+			Hidden: true,
+			Args:   cobra.NoArgs,
+			RunE: func(c *cobra.Command, _ []string) error {
+				return bench.Worker(c.Context(), os.Stdin, os.Stdout)
+			},
+		})
 	return c
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,17 +17,20 @@ import (
 	"github.com/distributed-servers/ds/internal/probe"
 )
 
-// The processes of bench net that have a whole distributed server: one that has
+// The processes of bench net and bench handoff that have a whole distributed server: one that has
 // the namespaces, and the applications on its nodes.
 const (
-	bedCommand        = "bed-worker"
-	bedServiceCommand = "bed-service"
+	bedCommand         = "bed-worker"
+	bedEvaluateCommand = "bed-evaluate"
+	bedServiceCommand  = "bed-service"
+	localCommand       = "local-worker"
 )
 
-func benchBedCommand() *cobra.Command {
+// benchBedCommand is a process that has namespaces, and measures in them.
+func benchBedCommand[T any](name, of string, run func(context.Context, bedbench.Options) (*T, error)) *cobra.Command {
 	return &cobra.Command{
-		Use:    bedCommand + " OPTIONS",
-		Short:  "The process of bench net that has the namespaces (started by it)",
+		Use:    name + " OPTIONS",
+		Short:  "The process of " + of + " that has the namespaces (started by it)",
 		Hidden: true,
 		Args:   cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -34,9 +38,9 @@ func benchBedCommand() *cobra.Command {
 			if err := json.Unmarshal([]byte(args[0]), &o); err != nil {
 				return err
 			}
-			o.App = []string{"bench", bedServiceCommand}
+			o.App, o.Local = []string{"bench", bedServiceCommand}, []string{"bench", localCommand}
 			o.Progress = func(what string) { fmt.Fprintln(os.Stderr, what) }
-			res, err := bedbench.Run(c.Context(), o)
+			res, err := run(c.Context(), o)
 			if err != nil {
 				return err
 			}
@@ -49,7 +53,7 @@ func benchBedServiceCommand() *cobra.Command {
 	var socket, addr string
 	c := &cobra.Command{
 		Use:    bedServiceCommand,
-		Short:  "The application of bench net (started by it)",
+		Short:  "The application of bench net and bench handoff (started by them)",
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -65,9 +69,25 @@ func benchBedServiceCommand() *cobra.Command {
 	return c
 }
 
-// runBed measures with a whole distributed server, in namespaces of its own. why
-// says what is missing if that cannot be.
-func runBed(ctx context.Context, o bedbench.Options, progress func(string)) (res *bedbench.Result, why string, err error) {
+func benchLocalCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    localCommand + " NUMBER",
+		Short:  "One of two processes that hand a client over (started by bench handoff)",
+		Hidden: true,
+		Args:   cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			number, err := strconv.Atoi(args[0])
+			if err != nil {
+				return err
+			}
+			return bedbench.LocalServe(c.Context(), number, os.Stdin, os.Stdout)
+		},
+	}
+}
+
+// runBed measures with a whole distributed server, in namespaces of its own, by one of
+// the commands for that. why says what is missing if that cannot be.
+func runBed[T any](ctx context.Context, command string, o bedbench.Options, progress func(string)) (res *T, why string, err error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, "", err
@@ -85,14 +105,14 @@ func runBed(ctx context.Context, o bedbench.Options, progress func(string)) (res
 	if err != nil {
 		return nil, "", err
 	}
-	cmd := netns.Reexec(ctx, nil, "bench", bedCommand, string(options))
+	cmd := netns.Reexec(ctx, nil, "bench", command, string(options))
 	said := &lines{each: progress}
 	cmd.Stderr = said
 	out, err := cmd.Output()
 	if err != nil {
 		return nil, "", fmt.Errorf("%w: %s", err, said.all)
 	}
-	res = new(bedbench.Result)
+	res = new(T)
 	return res, "", json.Unmarshal(out, res)
 }
 

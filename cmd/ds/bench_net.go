@@ -86,7 +86,7 @@ func runNet(ctx context.Context, o netbench.Options, bed bedbench.Options, p *pr
 	}
 	if all || len(bed.Rows) > 0 {
 		bed.Rounds, bed.Duration = o.Rounds, o.Duration
-		more, why, err := runBed(ctx, bed, o.Progress)
+		more, why, err := runBed[bedbench.Result](ctx, bedCommand, bed, o.Progress)
 		switch {
 		case err != nil:
 			return nil, err

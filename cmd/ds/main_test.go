@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/distributed-servers/ds/internal/bench"
 	"github.com/distributed-servers/ds/internal/demo"
+	"github.com/distributed-servers/ds/internal/evaluation"
 	"github.com/distributed-servers/ds/internal/probe"
 )
 
@@ -80,6 +82,23 @@ func TestBenchTable(t *testing.T) {
 	}
 	if s := out.String(); !strings.Contains(s, "–") || !strings.Contains(s, "2.00") {
 		t.Errorf("got\n%s", s)
+	}
+}
+
+// What cannot be measured here is said, and written down all the same.
+func TestBenchHandoffWithout(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "evaluation.md")
+	out, err := ds(t, "bench", "handoff", "--json", "--quick", "--markdown", file) // there is no dsco beside this program
+	var res evaluation.Result
+	if e := json.Unmarshal([]byte(out), &res); err != nil || e != nil || len(res.Rows) != 0 || len(res.Missing) != 1 || !strings.Contains(res.Missing[0].Why, "dsco") {
+		t.Errorf("%v, %v: %s", err, e, out)
+	}
+	if b, err := os.ReadFile(file); err != nil || !strings.Contains(string(b), "no dsco beside ds") {
+		t.Errorf("%v: %s", err, b)
+	}
+	out, err = ds(t, "bench", "handoff")
+	if err != nil || !strings.Contains(out, "without any row: there is no dsco") {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 

@@ -16,6 +16,10 @@ type Options struct {
 	// App are the arguments with which ds is the application ([Serve]). Required.
 	App []string `json:"-"`
 
+	// Local are the arguments with which ds is a worker ([LocalServe]); its number
+	// follows. Evaluate requires it.
+	Local []string `json:"-"`
+
 	// Handoffs is how many there are of each kind; default 1000.
 	Handoffs int
 
@@ -24,12 +28,21 @@ type Options struct {
 	Rounds   int
 	Duration time.Duration
 
-	// Rows are the names of those to measure; default all.
+	// Quick is for tests of what is measured, not of figures: little of everything.
+	Quick bool
+
+	// Rows are the names of those that Run measures; default all.
 	Rows []string
+
+	// Parts are those that Evaluate has; default all.
+	Parts []string
 
 	// Progress, if not nil, is told what is being measured.
 	Progress func(what string) `json:"-"`
 }
+
+// Parts of an evaluation.
+var Parts = []string{"local", "gaps", "cost", "links", "drain"}
 
 // Names of what can be measured.
 var Names = []string{"relay_bulk", "lan_gap", "lan_gap_relay"}
@@ -53,6 +66,11 @@ func (o *Options) setDefaults() error {
 	for _, r := range o.Rows {
 		if !slices.Contains(Names, r) {
 			return fmt.Errorf("bedbench: no row %q; there are %v", r, Names)
+		}
+	}
+	for _, p := range o.Parts {
+		if !slices.Contains(Parts, p) {
+			return fmt.Errorf("bedbench: no part %q; there are %v", p, Parts)
 		}
 	}
 	return nil

@@ -1,25 +1,18 @@
 package bedbench
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"slices"
 	"strconv"
-	"sync/atomic"
 	"time"
-
-	"github.com/gopacket/gopacket/pcapgo"
 
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/internal/testbed"
-	"github.com/distributed-servers/ds/mobility/wire"
 )
 
 // Run measures, in a process whose network is its own (internal/netns).
@@ -57,166 +50,45 @@ func Run(ctx context.Context, o Options) (_ *Result, err error) {
 
 type bench struct {
 	Options
-	bed    *testbed.Bed
-	server *testbed.Server
-	result *Result
+	bed      *testbed.Bed
+	server   *testbed.Server
+	result   *Result
+	networks int // of crowds so far
 }
 
 func (b *bench) target() string {
 	return netip.AddrPortFrom(b.server.Addr.Addr(), port).String()
 }
 
-// asker is a client that asks and is answered.
-type asker struct {
-	conn    net.Conn
-	answers atomic.Int64
-	done    chan error
-}
-
-// ask begins.
-func (b *bench) ask(c *testbed.Client) (*asker, error) {
-	conn, err := c.Dial("tcp", b.target())
+// gap adds the rows of clients' gaps.
+func (b *bench) gap(ctx context.Context, name string, host *testbed.Client, mode api.Mode, then float64) error {
+	c, err := b.gather(ctx, mode, turns(b.Handoffs), host)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	a := &asker{conn: conn, done: make(chan error, 1)}
-	go func() {
-		_, err := conn.Write([]byte{wantEcho})
-		var m [messageLen]byte
-		for n := uint64(0); err == nil; n++ {
-			binary.BigEndian.PutUint64(m[8:], n)
-			if _, err = conn.Write(m[:]); err != nil {
-				break
-			}
-			if _, err = io.ReadFull(conn, m[:]); err == nil && binary.BigEndian.Uint64(m[8:]) != n {
-				err = fmt.Errorf("answer %d is to question %d", n, binary.BigEndian.Uint64(m[8:]))
-			}
-			a.answers.Add(1)
-		}
-		a.done <- err
-	}()
-	return a, nil
-}
-
-// wait waits for some more answers.
-func (a *asker) wait(ctx context.Context, more int64) error {
-	for until := a.answers.Load() + more; a.answers.Load() < until; {
-		select {
-		case err := <-a.done:
-			return fmt.Errorf("the client's connection has ended: %w", err)
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(time.Millisecond):
-		}
+	defer c.close()
+	m, err := c.gaps(ctx, name, mode, b.Handoffs, 1, oneByOne)
+	if err != nil {
+		return err
 	}
+	slices.Sort(m.gaps)
+	slices.Sort(m.same)
+	b.add(Row{Name: name + "_ms_p50", Value: quantile(m.gaps, 0.5), Then: &then, Unit: "ms"})
+	b.add(Row{Name: name + "_ms_p99", Value: quantile(m.gaps, 0.99), Then: &then, Unit: "ms"})
+	b.note("%s: %d handoffs of %d clients by turns; without one, answers are %.3f ms apart (p50; p99 %.3f)",
+		name, b.Handoffs, len(c.clients), quantile(m.same, 0.5), quantile(m.same, 0.99))
 	return nil
 }
 
-// gap hands a client to and fro, and looks at what it sees.
-func (b *bench) gap(ctx context.Context, name string, c *testbed.Client, mode api.Mode, then float64) error {
-	a, err := b.ask(c)
-	if err != nil {
-		return err
-	}
-	defer a.conn.Close()
-	if err := b.bed.Mode(ctx, b.server, c, mode); err != nil {
-		return err
-	}
-	var file bytes.Buffer
-	capture, err := c.Capture("eth0", &file)
-	if err != nil {
-		return err
-	}
-	from, _, err := b.bed.Find(ctx, b.server, c)
-	if err != nil {
-		return err
-	}
-	for i := range b.Handoffs {
-		if i%50 == 0 {
-			b.Progress(fmt.Sprintf("%s: handoff %d of %d", name, i, b.Handoffs))
-		}
-		// Between the two nodes that are not the contact.
-		to := b.bed.Nodes[1]
-		if from == to {
-			to = b.bed.Nodes[2]
-		}
-		if err := a.wait(ctx, 20); err != nil {
-			return err
-		}
-		h, err := from.API.Handoff(ctx, b.server.Addr.Addr(), c.Addr, to.Name())
-		if err != nil {
-			return err
-		}
-		if h.Mode != mode {
-			b.note("%s: a handoff was %s", name, h.Mode)
-		}
-		from = to
-	}
-	if err := a.wait(ctx, 20); err != nil {
-		return err
-	}
-	a.conn.Close()
-	<-a.done
-	if err := capture.Stop(); err != nil {
-		return err
-	}
-	gaps, between, err := gaps(&file, c.Addr)
-	if err != nil {
-		return err
-	}
-	if len(gaps) != b.Handoffs {
-		return fmt.Errorf("the client saw %d handoffs of %d", len(gaps), b.Handoffs)
-	}
-	slices.Sort(gaps)
-	slices.Sort(between)
-	b.add(Row{Name: name + "_ms_p50", Value: quantile(gaps, 0.5), Then: &then, Unit: "ms"})
-	b.add(Row{Name: name + "_ms_p99", Value: quantile(gaps, 0.99), Then: &then, Unit: "ms"})
-	b.note("%s: %d handoffs; without one, answers are %.3f ms apart (p50; p99 %.3f)", name, b.Handoffs, quantile(between, 0.5), quantile(between, 0.99))
-	return nil
-}
+// turns is how many clients it takes for handoffs one after the other without a
+// pause.
+func turns(handoffs int) int { return min(takeTurns, (handoffs+2)/3) }
 
 func (b *bench) add(r Row) { b.result.Rows = append(b.result.Rows, r) }
 
 func (b *bench) note(format string, args ...any) {
 	if n := fmt.Sprintf(format, args...); !slices.Contains(b.result.Notes, n) {
 		b.result.Notes = append(b.result.Notes, n)
-	}
-}
-
-// gaps are the times between answers in a capture, in milliseconds: between those
-// of different nodes, and between those of the same.
-func gaps(file io.Reader, client netip.Addr) (changed, same []float64, err error) {
-	r, err := pcapgo.NewNgReader(file, pcapgo.DefaultNgReaderOptions)
-	if err != nil {
-		return nil, nil, err
-	}
-	var last time.Time
-	var node byte
-	for {
-		p, info, err := r.ZeroCopyReadPacketData()
-		if err == io.EOF {
-			return changed, same, nil
-		}
-		if err != nil {
-			return nil, nil, err
-		}
-		packet, err := wire.ParsePacket(p)
-		if err != nil || packet.Protocol != wire.TCP || packet.Dst != client || len(packet.Payload) < 20 {
-			continue
-		}
-		data := packet.Payload[min(len(packet.Payload), int(packet.Payload[12]>>4)*4):]
-		if len(data) != messageLen {
-			continue
-		}
-		since := float64(info.Timestamp.Sub(last)) / 1e6
-		switch {
-		case node == 0:
-		case data[0] == node:
-			same = append(same, since)
-		default:
-			changed = append(changed, since)
-		}
-		node, last = data[0], info.Timestamp
 	}
 }
 
@@ -239,11 +111,14 @@ func (b *bench) slower(ctx context.Context, name string, c *testbed.Client) erro
 // path to the same node.
 func (b *bench) bulk(ctx context.Context, name string, c *testbed.Client, want byte) error {
 	// A connection keeps the client where it is.
-	a, err := b.ask(c)
+	conn, err := c.Dial("tcp", b.target())
 	if err != nil {
 		return err
 	}
-	defer a.conn.Close()
+	defer conn.Close()
+	if _, err := conn.Write([]byte{wantEcho}); err != nil {
+		return err
+	}
 	if err := b.bed.Mode(ctx, b.server, c, api.Relayed); err != nil {
 		return err
 	}
@@ -255,7 +130,7 @@ func (b *bench) bulk(ctx context.Context, name string, c *testbed.Client, want b
 			return err
 		}
 	}
-	a.conn.Close()
+	conn.Close()
 	kernel, err := node.Listen("tcp", net.JoinHostPort(node.Addr.String(), strconv.Itoa(port)))
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package bedbench
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/distributed-servers/ds"
 )
@@ -18,6 +20,9 @@ const (
 	wantDown = 'd' // octets, as fast as they can come
 	wantUp   = 'u' // nothing but to take them
 	wantEcho = 'e' // answers of messageLen octets
+	// So many octets as four octets say, which the client does not read. When they
+	// are written an answer to the same client says so.
+	wantQueue = 'q'
 )
 
 const messageLen = 64
@@ -30,6 +35,7 @@ type service struct {
 	name     byte // the node's, in answers
 	mu       sync.Mutex
 	sessions map[net.Conn]*session
+	queued   map[netip.Addr]bool // clients for whom everything is written
 	wg       sync.WaitGroup
 }
 
@@ -42,8 +48,8 @@ type session struct {
 // Serve is the application, until the context ends. It says "ready on NAME" on
 // out.
 func Serve(ctx context.Context, socket string, addr netip.Addr, out io.Writer) error {
-	s := &service{sessions: make(map[net.Conn]*session)}
-	node := &ds.Node{Socket: socket, Addr: addr, State: s.state, MoveInWrite: true, Logger: slog.New(slog.DiscardHandler)}
+	s := &service{sessions: make(map[net.Conn]*session), queued: make(map[netip.Addr]bool)}
+	node := &ds.Node{Socket: socket, Addr: addr, State: s.state, MoveInWrite: true, Patience: 10 * time.Second, Logger: slog.New(slog.DiscardHandler)}
 	l, err := node.Listen("tcp", fmt.Sprintf(":%d", port))
 	if err != nil {
 		return err
@@ -123,12 +129,11 @@ func (s *service) serve(c net.Conn, x *session) error {
 		}
 		x.want = b[0]
 	}
-	var buf []byte
-	if x.want == wantEcho {
-		buf = make([]byte, messageLen)
-	} else {
-		buf = make([]byte, 256<<10)
+	size := messageLen
+	if x.want != wantEcho {
+		size = 256 << 10
 	}
+	buf := make([]byte, size)
 	for {
 		switch x.want {
 		case wantDown:
@@ -147,13 +152,55 @@ func (s *service) serve(c net.Conn, x *session) error {
 			if x.message = append(x.message, buf[:n]...); len(x.message) < messageLen {
 				continue
 			}
-			x.message[0] = s.name
+			x.message[0], x.message[2] = s.name, s.told(c)
 			if _, err := c.Write(x.message); err != nil {
 				return err
 			}
 			x.message = x.message[:0]
+		case wantQueue:
+			n, err := c.Read(buf[:max(1, 4-len(x.message))])
+			if err != nil {
+				return err
+			}
+			if x.message = append(x.message, buf[:n]...); len(x.message) == 4 {
+				if err := s.queue(c, int(binary.BigEndian.Uint32(x.message))); err != nil {
+					return err
+				}
+			}
 		default:
 			return fmt.Errorf("bedbench: a client wants %q", x.want)
 		}
 	}
+}
+
+// queue writes so many octets at once: as many as the client does not take stay in
+// the send buffer.
+func (s *service) queue(c net.Conn, octets int) error {
+	if b, ok := c.(interface{ SetWriteBuffer(int) error }); ok {
+		if err := b.SetWriteBuffer(octets + 64<<10); err != nil {
+			return err
+		}
+	}
+	if _, err := c.Write(make([]byte, octets)); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.queued[client(c)] = true
+	return nil
+}
+
+// told is 1 if everything is written for the client of a connection.
+func (s *service) told(c net.Conn) byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.queued[client(c)] {
+		return 1
+	}
+	return 0
+}
+
+func client(c net.Conn) netip.Addr {
+	a, _ := netip.ParseAddrPort(c.RemoteAddr().String())
+	return a.Addr()
 }

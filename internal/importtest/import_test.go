@@ -73,6 +73,11 @@ var rules = []rule{
 		why:    "daemon/plan is a leaf: who goes where and when, for daemons and commands alike; it hands nobody off",
 	},
 	{
+		from: []string{"./internal/evaluation"},
+		to:   []string{"./..."},
+		why:  "internal/evaluation is a leaf: it writes down what it is told, whoever has measured it",
+	},
+	{
 		from: []string{"./daemon/rawip"},
 		to:   []string{"./..."},
 		why:  "daemon/rawip is a leaf: packets in and out of sockets, whatever is in them",
@@ -220,6 +225,8 @@ func TestBroken(t *testing.T) {
 			"./daemon/peer imports ./daemon/member", "what they say is not its concern"},
 		{"plan is a leaf", graph{"./daemon/plan": {"./daemon/api"}},
 			"./daemon/plan imports ./daemon/api", "daemon/plan is a leaf"},
+		{"evaluation is a leaf", graph{"./internal/evaluation": {"./internal/bedbench"}},
+			"./internal/evaluation imports ./internal/bedbench", "internal/evaluation is a leaf"},
 		{"filter on wire", graph{"./daemon/filter": {"./mobility/wire"}}, "", ""},
 		{"host knows no role", graph{"./daemon/host": {"./daemon/config"}},
 			"./daemon/host imports ./daemon/config", "change the kernel for any role"},

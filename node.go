@@ -115,7 +115,8 @@ func (n *Node) Name(ctx context.Context) (string, error) {
 	return n.config.Node, err
 }
 
-// Others are the names of the other nodes, to hand clients off to.
+// Others are the names of the other nodes, to hand clients off to. Those that an
+// operator drains are not among them.
 func (n *Node) Others(ctx context.Context) ([]string, error) {
 	_, err := n.start(ctx)
 	n.mu.Lock()

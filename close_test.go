@@ -44,6 +44,7 @@ func TestClose(t *testing.T) {
 // it.
 func TestCloseInDoubt(t *testing.T) {
 	w := newWorld(t, func(c *dstest.Cluster) {
+		c.Optimise = true // the daemon that goes down is the contact's
 		c.Intercept = func(node string, m *api.Message) error {
 			if node == "a" && m.Kind == api.Done {
 				c.SetDown("a", true)
@@ -53,6 +54,7 @@ func TestCloseInDoubt(t *testing.T) {
 	}, "a", "b")
 	s := w.dial(client1)
 	s.ping(t)
+	w.awaitBound(client1, "a")
 	_, err := w.nodes["a"].handoff(client1, "b")
 	var he *ds.HandoffError
 	if !errors.As(err, &he) || !he.Committed {

@@ -116,6 +116,15 @@ func (w *world) awaitOwner(client netip.Addr, name string) {
 	}
 }
 
+func (w *world) awaitBound(client netip.Addr, name string) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := w.cluster.AwaitBound(ctx, client, name); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // awaitHandoff hands a client off as soon as both nodes are attached again.
 func (w *world) awaitHandoff(client netip.Addr, from, to string) {
 	w.t.Helper()

@@ -63,10 +63,7 @@ func TestLate(t *testing.T) {
 			sent, late := make(chan error, 1), make(chan struct{}, 100)
 			w := newWorld(t, func(c *dstest.Cluster) {
 				c.Intercept = func(node string, m *api.Message) error {
-					switch {
-					case node == "b" && m.Kind == api.Late:
-						late <- struct{}{}
-					case node == "b" && m.Kind == api.Accepted && s != nil:
+					if node == "b" && m.Kind == api.Accepted && s != nil {
 						b := make([]byte, 1000)
 						pattern(b, s.out.Load())
 						_, err := s.Write(b)
@@ -79,6 +76,12 @@ func TestLate(t *testing.T) {
 							m.Error = "not today"
 						}
 						s = nil
+					}
+					return nil
+				}
+				c.Between = func(from, to, kind string) error {
+					if from == "a" && kind == "late" {
+						late <- struct{}{}
 					}
 					return nil
 				}

@@ -1,228 +1,300 @@
 package dstest
 
 import (
-	"bytes"
-	"errors"
+	"crypto/rand"
 	"fmt"
-	"io"
-	"net"
 	"net/netip"
-	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
-	"github.com/distributed-servers/ds"
 	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/daemon/member"
 	"github.com/distributed-servers/ds/internal/lab"
+	"github.com/distributed-servers/ds/mobility/relay"
 )
 
-// daemon is one node's. All daemons decide together, under Cluster.mu.
+// daemon is one node's: what there is of it whether it runs or not.
 type daemon struct {
 	cluster *Cluster
 	name    string
-	careOf  netip.Addr
-	port    *lab.Port
+	addrs   map[string]member.Addrs // of all
+	self    member.Addrs
+	port    *lab.Port // of the daemon's own address
+
+	running atomic.Pointer[process] // the same as process
 
 	// Under Cluster.mu.
-	session *session // nil: nobody is attached
-	accepts bool
-	down    bool
-	used    bool // somebody was attached
-	asked   map[uint64]chan<- *api.Message
+	process *process     // nil: it is down
+	app     *application // the one that lives, attached or not
+	tun     *lab.Port    // where what is sent to the care-of address goes
+
+	// What is kept across restarts. Under process.mu of the one that runs.
+	contact member.Contact
+	records []member.Record
 }
 
-// handoff is one between two nodes, known by the ID that the target sees.
-type handoff struct {
-	client   netip.Addr
-	from, to *daemon
-	id       uint64       // at the donor
-	offered  uint64       // at the target, 0: not yet
-	taken    bool         // the target has rebuilt the connections, and may be live
-	done     *api.Message // the answer to Transfer, if the donor could not be told
-}
-
-// ErrLost, from Cluster.Intercept, loses a message of an application on its way
-// when the session ends, while any other error says that it was never sent.
-var ErrLost = errors.New("dstest: lost on the way")
-
-// session is an application's end. Messages pass in their frames, so that they
-// are what a real session lets pass.
-type session struct {
+// process is a daemon that runs, around the machine that every daemon has. Its
+// inputs are taken one after another, at the time at which they came: who answers
+// at once has done so, however long the daemon takes to look at it.
+type process struct {
 	daemon *daemon
+	timer  *time.Timer
+	ended  chan struct{}
+	dead   atomic.Bool
 
-	mu     sync.Mutex
-	more   sync.Cond
-	frames [][]byte
-	closed bool
+	mu     sync.Mutex // of the machine
+	member *member.Member
+
+	relaying sync.Mutex
+	relay    *relay.Relay // nil: it has never been the contact
+
+	queue sync.Mutex
+	more  sync.Cond
+	todo  []item
+
+	// Of the goroutine that takes the inputs.
+	session *session
+	joined  map[string]uint64 // the number of the connection to each, 0: none
 }
 
-func (d *daemon) attach(hello *api.Message) (*ds.Attachment, error) {
-	c := d.cluster
-	c.mu.Lock()
-	if d.down {
-		c.mu.Unlock()
-		return nil, errors.New("dstest: the daemon is down")
-	}
-	before := d.session
-	c.mu.Unlock()
-	if before != nil {
-		before.Close()
-	}
-	s := &session{daemon: d}
-	s.more.L = &s.mu
-	c.mu.Lock()
-	d.session, d.accepts = s, hello.AcceptsHandoffs
-	for client, owner := range c.owners {
-		if owner == d.name && !slices.Contains(hello.Resume, client) {
-			c.own(client, "")
-		}
-	}
-	for _, client := range hello.Resume {
-		c.own(client, d.name)
-	}
-	a := &ds.Attachment{Session: s, Config: api.SessionConfig{
-		Addr: Server, CareOf: d.careOf, Via: contact,
-		Node: d.name, MTU: mtu, Queues: 1, TUN: "tun-" + d.name, Contact: c.first,
-	}}
-	for _, o := range c.daemons {
-		if o != d {
-			a.Config.Peers = append(a.Config.Peers, o.careOf)
-			a.Config.Nodes = append(a.Config.Nodes, o.name)
-		}
-	}
-	slices.Sort(a.Config.Nodes)
-	out := c.resolve(d, hello)
-	for _, client := range hello.Resume {
-		if c.Optimise {
-			out = append(out, message{d, &api.Message{Kind: api.Bound, Client: client}})
-		}
-	}
-	if !hello.HasTUN {
-		if d.used {
-			d.port = c.net.Restart(d.port)
-		}
-		d.used = true
-		a.Device = device{d.port, d}
-	}
-	c.mu.Unlock()
-	for _, o := range out {
-		o.to.send(o.m)
-	}
-	return a, nil
+// item is an input with where it comes from.
+type item struct {
+	at      time.Duration
+	in      member.Input
+	session *session // of App and AppGone
+	hello   bool     // the session begins
+	frame   []byte   // of a message of another daemon, in place of in
+	from    string   // of that one, and of PeerUp and PeerDown
+	number  uint64   // of the connection that it came by
 }
 
-// end ends the session, if there is one.
-func (d *daemon) end() {
-	d.cluster.mu.Lock()
-	s := d.session
-	d.cluster.mu.Unlock()
-	if s != nil {
-		s.Close()
-	}
+func newDaemon(c *Cluster, name string, addrs map[string]member.Addrs) *daemon {
+	d := &daemon{cluster: c, name: name, addrs: addrs, self: addrs[name], contact: member.Contact{Name: c.first}}
+	d.port = c.net.Attach("daemon "+name, mtu+tunnels)
+	d.port.Handle(d.fromTunnel)
+	c.net.Route(netip.PrefixFrom(d.self.Daemon, 128), d.port)
+	d.tun = c.net.Attach(name, mtu+tunnels)
+	d.tun.Handle(func([]byte) {}) // nobody has it
+	c.net.Route(netip.PrefixFrom(d.self.CareOf, 128), d.tun)
+	return d
 }
 
-// Send implements ds.Session: the daemon acts in its caller's goroutine.
-func (s *session) Send(m *api.Message) error {
-	frame, err := api.AppendMessage(nil, m)
-	if err != nil {
-		return err
-	}
-	c := s.daemon.cluster
-	if m, err = api.ReadMessage(bytes.NewReader(frame)); err != nil {
-		return err
-	}
-	if s.isClosed() {
-		return net.ErrClosed
-	}
-	if c.Intercept != nil {
-		if err := c.Intercept(s.daemon.name, m); err != nil {
-			s.Close()
-			if errors.Is(err, ErrLost) {
-				return nil
-			}
-			return err
-		}
-	}
-	c.mu.Lock()
-	if s.daemon.session != s {
-		c.mu.Unlock()
-		return net.ErrClosed
-	}
-	out := c.step(s.daemon, m)
-	c.mu.Unlock()
-	for _, o := range out {
-		o.to.send(o.m)
-	}
-	return nil
-}
-
-func (s *session) isClosed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.closed
-}
-
-// Receive implements ds.Session.
-func (s *session) Receive() (*api.Message, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for len(s.frames) == 0 && !s.closed {
-		s.more.Wait()
-	}
-	if s.closed {
-		return nil, io.EOF
-	}
-	frame := s.frames[0]
-	s.frames[0] = nil
-	s.frames = s.frames[1:]
-	return api.ReadMessage(bytes.NewReader(frame))
-}
-
-// Close implements ds.Session.
-func (s *session) Close() error {
-	c := s.daemon.cluster
-	var out []message
-	c.mu.Lock()
-	if s.daemon.session == s {
-		s.daemon.session = nil
-		out = c.detached(s.daemon)
-	}
-	c.mu.Unlock()
-	s.mu.Lock()
-	s.closed = true
-	s.more.Broadcast()
-	s.mu.Unlock()
-	for _, o := range out {
-		o.to.send(o.m)
-	}
-	return nil
-}
-
-// send gives a message to the application.
-func (d *daemon) send(m *api.Message) {
-	c := d.cluster
-	c.mu.Lock()
-	s := d.session
-	c.mu.Unlock()
-	if s == nil {
+// bootLocked starts a daemon.
+func (c *Cluster) bootLocked(d *daemon) {
+	if c.closed {
 		return
 	}
-	if c.Intercept != nil {
-		if err := c.Intercept(d.name, m); err != nil {
-			s.Close()
-			return
-		}
+	m, err := member.New(member.Config{
+		Name: d.name, Home: netip.PrefixFrom(Server, 64), HomeAgent: homeAgent, SPI: spi, Key: key,
+		Nodes: d.addrs, Contact: d.contact, Records: d.records, Epoch: epoch, Rand: rand.Reader,
+		Session:     api.SessionConfig{MTU: mtu, Queues: 1, TUN: "tun-" + d.name},
+		IdleTimeout: speed * time.Minute, StartGrace: speed * time.Second, PrepareTimeout: speed * 10 * time.Second,
+		HandoffTimeout: speed * 30 * time.Second, TakeoverTimeout: speed * 10 * time.Second, HandshakeGrace: speed * time.Minute,
+	})
+	if err != nil {
+		panic(fmt.Sprintf("dstest: %s: %v", d.name, err)) // two nodes of one name, or none
 	}
-	s.push(m)
+	p := &process{daemon: d, member: m, ended: make(chan struct{}), joined: make(map[string]uint64)}
+	p.more.L = &p.queue
+	p.timer = time.AfterFunc(time.Hour, func() { p.put(item{in: member.Tick{}}) })
+	d.process = p
+	d.running.Store(p)
+	p.put(item{in: member.Start{}})
+	if d.app == nil {
+		p.put(item{in: member.AppGone{Lost: true}})
+	}
+	for name := range c.daemons {
+		c.joinLocked(d.name, name)
+	}
+	go p.run()
 }
 
-// push queues a message for Receive.
-func (s *session) push(m *api.Message) {
-	frame, err := api.AppendMessage(nil, m)
-	if err != nil {
-		panic(fmt.Sprintf("dstest: %s: %v", m.Kind, err))
+// killLocked ends a daemon at whatever it is doing.
+func (c *Cluster) killLocked(d *daemon) {
+	p := d.process
+	if p == nil {
+		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.frames = append(s.frames, frame)
-	s.more.Signal()
+	d.process = nil
+	d.running.Store(nil)
+	p.mu.Lock() // what it has recorded it has
+	p.dead.Store(true)
+	p.mu.Unlock()
+	p.timer.Stop()
+	p.queue.Lock()
+	p.todo = nil
+	p.more.Signal()
+	p.queue.Unlock()
+	for name := range c.daemons {
+		c.breakLocked(d.name, name)
+	}
+	if d.app != nil && d.app.session != nil {
+		d.app.session.end()
+		d.app.session = nil
+	}
+}
+
+func (c *Cluster) restartLocked(d *daemon) {
+	c.killLocked(d)
+	c.bootLocked(d)
+}
+
+// put gives it something to do.
+func (p *process) put(i item) {
+	i.at = p.daemon.cluster.now()
+	p.queue.Lock()
+	defer p.queue.Unlock()
+	if !p.dead.Load() {
+		p.todo = append(p.todo, i)
+		p.more.Signal()
+	}
+}
+
+func (p *process) take() (i item, ok bool) {
+	p.queue.Lock()
+	defer p.queue.Unlock()
+	for len(p.todo) == 0 && !p.dead.Load() {
+		p.more.Wait()
+	}
+	if p.dead.Load() {
+		return item{}, false
+	}
+	i = p.todo[0]
+	p.todo[0] = item{}
+	p.todo = p.todo[1:]
+	return i, true
+}
+
+// run takes one input after another.
+func (p *process) run() {
+	defer close(p.ended)
+	for {
+		i, ok := p.take()
+		if !ok {
+			return
+		}
+		if p.admit(&i) {
+			p.step(&i)
+		}
+	}
+}
+
+// admit tells whether an input is not from a time that is over.
+func (p *process) admit(i *item) bool {
+	switch in := i.in.(type) {
+	case nil:
+		m, err := member.Parse(i.frame)
+		if err != nil {
+			panic(fmt.Sprintf("dstest: of %s: %v", i.from, err))
+		}
+		i.in = member.Peer{From: i.from, Message: m}
+		return p.joined[i.from] == i.number
+	case member.PeerUp:
+		p.joined[in.Name] = i.number
+	case member.PeerDown:
+		if p.joined[in.Name] != i.number {
+			return false
+		}
+		p.joined[in.Name] = 0
+	case member.App:
+		if i.hello {
+			p.session = i.session
+		}
+		return p.session == i.session
+	case member.AppGone:
+		if p.session != i.session {
+			return false
+		}
+		p.session = nil
+	}
+	return true
+}
+
+// step gives the machine an input and does what it says, in the order that it asks
+// for.
+func (p *process) step(i *item) {
+	d, c := p.daemon, p.daemon.cluster
+	p.mu.Lock()
+	if p.dead.Load() {
+		p.mu.Unlock()
+		return
+	}
+	out := p.member.Step(i.at, i.in)
+	if out.Save != nil {
+		d.contact = *out.Save
+	}
+	d.records = append(d.records, out.Record...)
+	at, due := p.member.NextDeadline()
+	p.mu.Unlock()
+	for _, b := range out.Send {
+		d.port.Write(b)
+	}
+	p.tellRelay(&out)
+	for _, m := range out.App {
+		if p.session != nil {
+			p.session.push(m)
+		}
+	}
+	for _, m := range out.Peers {
+		if !p.toPeer(m) {
+			return // it has ended
+		}
+	}
+	for _, a := range out.Answers {
+		c.answered(a)
+	}
+	if due && !p.dead.Load() {
+		p.timer.Reset(max(0, at-c.now()) / speed)
+	}
+	c.happened()
+}
+
+func (p *process) tellRelay(out *member.Output) {
+	p.relaying.Lock()
+	defer p.relaying.Unlock()
+	if out.NewRelay {
+		var err error
+		if p.relay, err = relay.New(relay.Config{Home: Server, CareOf: p.daemon.self.Daemon, HomeAgent: homeAgent}); err != nil {
+			panic("dstest: relay: " + err.Error())
+		}
+	}
+	for _, in := range out.Relay {
+		p.relay.Step(p.daemon.cluster.now(), in)
+	}
+}
+
+// ask looks at the machine, if the daemon runs.
+func (d *daemon) ask(f func(*member.Member)) {
+	if p := d.running.Load(); p != nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		f(p.member)
+	}
+}
+
+func (d *daemon) serves(client netip.Addr) (does bool) {
+	d.ask(func(m *member.Member) {
+		cl, ok := m.Client(client)
+		does = ok && cl.Connections > 0
+	})
+	return does
+}
+
+func (d *daemon) bound(client netip.Addr) (is bool) {
+	d.ask(func(m *member.Member) {
+		cl, _ := m.Client(client)
+		is = cl.Bound
+	})
+	return is
+}
+
+func (d *daemon) registered() (is bool) {
+	d.ask(func(m *member.Member) { _, is = m.Contact() })
+	return is
+}
+
+func (d *daemon) unsettled() (n int) {
+	d.ask(func(m *member.Member) { n = m.Unsettled() })
+	return n
 }

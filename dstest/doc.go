@@ -12,11 +12,20 @@
 //
 // The topology:
 //
-//	client ─┐                         ┌─ node a: ds.Node ═ session ═ daemon
-//	client ─┼─ network ─── contact ───┤
-//	client ─┘    └────────────────────┴─ node b: ds.Node ═ session ═ daemon
-//	          optimised clients
+//	client ─┐              ┌─ home agent ═ tunnel ═ contact: node a's daemon
+//	client ─┼── network ───┤                             ║
+//	client ─┘              ├─ node a: ds.Node ═ session ═ daemon
+//	                       └─ node b: ds.Node ═ session ═ daemon
 //
-// The contact watches what it relays: a node that sends to a client which
-// another owns is reported by [Cluster.Faults], and so are resets.
+// The network, sessions and connections between daemons are in memory; all that
+// decides is what decides in real ones: daemons are package daemon/member, around
+// which there is a home agent, the relay of the contact, and clients with or
+// without Mobile IPv6. So whatever may happen to an application in a handoff may
+// happen here, when daemons end ([Cluster.Restart], [Cluster.SetDown]), when they
+// lose each other ([Cluster.SetApart]), or at a chosen message
+// ([Cluster.Intercept], [Cluster.Between]). The clock of the daemons is faster.
+//
+// What nodes send to clients is watched: [Cluster.Faults] reports a node that sends
+// to a client which it has not, a reset, and two different octets at one place of
+// a connection.
 package dstest

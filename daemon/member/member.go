@@ -544,6 +544,10 @@ func (m *Member) Count() (clients, bound int) {
 	return len(m.clients), bound
 }
 
+// Unsettled is how many handoffs are under way here, or over without the donor's
+// being known to know.
+func (m *Member) Unsettled() int { return len(m.outgoing) + len(m.incoming) + len(m.records.of) }
+
 func (m *Member) event(kind api.EventKind, client netip.Addr, node, detail string) {
 	e := Event{Kind: kind, Client: client, Node: node, Detail: detail}
 	if c := m.clients[client]; c != nil {

@@ -78,7 +78,7 @@ func check(t *testing.T, o Options) *Result {
 		if (c.Seen > 0) != (c.Gap.P50 > 0) || c.Seen > c.Handoffs {
 			t.Errorf("%s: gap %v of %d handoffs", c.Name, c.Gap, c.Seen)
 		}
-		if len(c.Stages) != 7 || c.Frozen.P50 <= 0 || c.Carried.P50 <= 0 {
+		if len(c.Stages) != 6 || c.Frozen.P50 <= 0 || c.Carried.P50 <= 0 {
 			t.Errorf("%s: got %+v", c.Name, c)
 		}
 	}

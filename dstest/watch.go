@@ -1,0 +1,281 @@
+package dstest
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/internal/lab"
+	"github.com/distributed-servers/ds/mobility/wire"
+)
+
+// watch looks at what applications send to clients, and knows from what they say
+// and are told in their sessions who may. It knows nothing of what the daemons
+// think.
+type watch struct {
+	mu      sync.Mutex
+	holders map[netip.Addr]string // the node that may send, "": the client was given away and not yet taken
+	gifts   map[giftID]netip.Addr // by the last handoffs of each node
+	flows   map[flowID]*flow
+	closing []*flow // those that have sent a FIN, the latest
+	found   []string
+}
+
+// flowID is a connection, as far as a client can tell.
+type flowID struct {
+	client       netip.Addr
+	port, server uint16
+}
+
+// giftID is a handoff, by the application's ID.
+type giftID struct {
+	node string
+	id   uint64
+}
+
+// flow is what was sent to the client in a connection.
+type flow struct {
+	lost  bool // its application has ended: a reset is right
+	ended bool // a FIN was sent
+	fin   uint32
+	begun bool
+	next  uint32 // behind the last octet that was sent
+	ring  []byte // the last octets, by sequence number
+
+	forgotten bool // what was sent
+}
+
+// window is how far back what is repeated is compared, in octets; maxClosing is of
+// how many connections that have ended.
+const (
+	window     = 1 << 16
+	maxClosing = 64
+)
+
+func (w *watch) init() {
+	w.holders = make(map[netip.Addr]string)
+	w.gifts = make(map[giftID]netip.Addr)
+	w.flows = make(map[flowID]*flow)
+}
+
+func (w *watch) faultLocked(format string, args ...any) {
+	if len(w.found) < 100 {
+		w.found = append(w.found, fmt.Sprintf(format, args...))
+	}
+}
+
+func (w *watch) list() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.found)
+}
+
+// gift is a client that was given away with a message that may turn out not to
+// have been sent.
+type gift struct {
+	w      *watch
+	client netip.Addr
+	node   string
+}
+
+// back takes it back.
+func (g gift) back() {
+	if g.w != nil {
+		g.w.mu.Lock()
+		defer g.w.mu.Unlock()
+		g.w.holdLocked(g.node, g.client, "has it back from a transfer that was not sent")
+	}
+}
+
+// sent is what a node's application says.
+func (w *watch) sent(node string, m *api.Message) (g gift) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	holder, held := w.holders[m.Client]
+	switch {
+	case m.Kind == api.Transfer:
+		if held && holder != node {
+			w.faultLocked("%s gives away %s, which %q has", node, m.Client, holder)
+		}
+		w.holders[m.Client] = ""
+		w.gifts[giftID{node, m.ID}] = m.Client
+		return gift{w, m.Client, node}
+	case m.Kind == api.Gone && holder == node:
+		delete(w.holders, m.Client)
+	}
+	return gift{}
+}
+
+// received is what a node's application is told.
+func (w *watch) received(node string, m *api.Message) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case m.Kind == api.Activate:
+		w.holdLocked(node, m.Client, "is told that it is live")
+	case m.Kind == api.Done:
+		id := giftID{node, m.ID}
+		client, given := w.gifts[id]
+		delete(w.gifts, id)
+		if given && m.Error != "" {
+			w.holdLocked(node, client, "is told that it has it back")
+		}
+	}
+}
+
+func (w *watch) holdLocked(node string, client netip.Addr, why string) {
+	if holder := w.holders[client]; holder != "" && holder != node {
+		w.faultLocked("%s %s while %s has %s", node, why, holder, client)
+	}
+	w.holders[client] = node
+}
+
+// ended is that the application of a node has ended. Connections that it had are
+// lost; and so may be those of clients that nobody has.
+func (w *watch) ended(node string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id, f := range w.flows {
+		if holder, held := w.holders[id.client]; !held || holder == node || holder == "" {
+			f.lost = true
+		}
+	}
+	for client, holder := range w.holders {
+		if holder == node || holder == "" {
+			delete(w.holders, client)
+		}
+	}
+}
+
+// packet looks at one that a node sends to a client.
+func (w *watch) packet(node string, p *wire.Packet) {
+	const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10 // RFC 9293 section 3.1
+	if p.Protocol != wire.TCP || len(p.Payload) < 20 {
+		return
+	}
+	t := p.Payload
+	client, flags, seq := p.Destination(), t[13], binary.BigEndian.Uint32(t[4:])
+	data := t[min(len(t), int(t[12]>>4)*4):]
+	id := flowID{client, binary.BigEndian.Uint16(t[2:]), binary.BigEndian.Uint16(t)}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f := w.flows[id]
+	holder, held := w.holders[client]
+	switch {
+	case flags&syn != 0:
+		if f == nil || f.next != seq+1 {
+			f = &flow{begun: true, next: seq + 1}
+			w.flows[id] = f
+		}
+		if !held {
+			w.holders[client] = node
+		}
+	case f == nil:
+		f = new(flow)
+		w.flows[id] = f
+	}
+	if held && holder != node && !f.lost {
+		w.faultLocked("%s sends to %s, which %q has", node, client, holder)
+	}
+	// Once a node has sent a FIN, it has nothing left of the connection when that is
+	// acknowledged, and answers with a reset what the client had sent before: one
+	// that has a sequence number up to the FIN's, all of which the client has got.
+	// That is no fault.
+	if over := f.ended && int32(seq-f.fin) <= 0; flags&rst != 0 && (flags&ack != 0 || !over) && !f.lost {
+		w.faultLocked("%s gets a reset from %s: to port %d, flags %#x, sequence number %d; ended %t, at %d",
+			client, node, id.port, flags, seq, f.ended, f.fin)
+	}
+	if flags&rst != 0 {
+		return
+	}
+	if flags&fin != 0 {
+		w.closingLocked(f)
+		f.ended, f.fin = true, seq+uint32(len(data))+1
+	}
+	if at, same := f.compare(seq, data); !same {
+		w.faultLocked("%s repeats a part of a connection of %s with another octet at %d", node, client, at)
+	}
+}
+
+// closingLocked forgets what was sent in connections that have ended long ago.
+func (w *watch) closingLocked(f *flow) {
+	if f.ended {
+		return
+	}
+	w.closing = append(w.closing, f)
+	if len(w.closing) > maxClosing {
+		w.closing[0].ring, w.closing[0].forgotten = nil, true
+		w.closing = w.closing[1:]
+	}
+}
+
+// compare remembers what was sent, and compares what was sent before.
+func (f *flow) compare(seq uint32, data []byte) (at uint32, same bool) {
+	if len(data) == 0 || f.forgotten {
+		return 0, true
+	}
+	if !f.begun {
+		f.begun, f.next = true, seq
+	}
+	if f.ring == nil {
+		f.ring = make([]byte, window)
+	}
+	before := int(int32(f.next - seq)) // octets of data that were sent
+	if before < 0 {
+		before = 0 // not in order: what is between is not compared
+	}
+	before = min(before, len(data))
+	old, fresh := data[:before], data[before:]
+	if far := int(int32(f.next-seq)) - window; far > 0 {
+		n := min(far, len(old))
+		old, seq = old[n:], seq+uint32(n)
+	}
+	for len(old) > 0 {
+		i := seq % window
+		n := min(len(old), window-int(i))
+		if !bytes.Equal(old[:n], f.ring[i:int(i)+n]) {
+			return seq, false
+		}
+		old, seq = old[n:], seq+uint32(n)
+	}
+	for len(fresh) > 0 {
+		i := seq % window
+		n := copy(f.ring[i:], fresh)
+		fresh, seq = fresh[n:], seq+uint32(n)
+	}
+	if int32(seq-f.next) > 0 {
+		f.next = seq
+	}
+	return 0, true
+}
+
+// device is a node's link, as long as its application lives.
+type device struct {
+	*lab.Port
+	app *application
+}
+
+// Write looks at what goes to clients.
+func (d device) Write(b []byte) (int, error) {
+	p, err := wire.ParsePacket(b)
+	if err == nil && p.Protocol == wire.IPv6 {
+		var inner []byte
+		if inner, err = p.Inner(); err == nil {
+			p, err = wire.ParsePacket(inner)
+		}
+	}
+	if err == nil && p.Source() == Server && !d.app.gone.Load() {
+		d.app.daemon.cluster.seen.packet(d.app.daemon.name, &p)
+	}
+	return d.Port.Write(b)
+}
+
+// Close is that the application has ended, if it has no session that says so.
+func (d device) Close() error {
+	d.app.closed()
+	return d.Port.Close()
+}

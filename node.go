@@ -151,7 +151,7 @@ func (n *Node) start(ctx context.Context) (*stack.Stack, error) {
 		Addrs:  []netip.Addr{a.Config.Addr},
 		Mobile: &stack.Mobile{
 			Home: a.Config.Addr, CareOf: a.Config.CareOf,
-			Via: a.Config.Via, Peers: a.Config.Peers,
+			Via: a.Config.Via, KernelTunnel: a.Config.KernelTunnel, Peers: a.Config.Peers,
 		},
 		Present: n.clients.present,
 	})

@@ -126,6 +126,10 @@ func (n *Node) detached(cause error) {
 		h.reply(answer{err: ErrDetached})
 	}
 	n.mu.Unlock()
+	// The kernel's tunnel may go with the daemon.
+	if err := n.stack.SetKernelTunnel(false); err != nil {
+		n.logger().Error("ds: tunnel", "error", err)
+	}
 	if !closed {
 		n.logger().Warn("ds: the daemon is gone; connections live on", "error", cause)
 	}
@@ -214,12 +218,13 @@ func (n *Node) reconfigure(c *api.SessionConfig) {
 	var err error
 	n.mu.Lock()
 	before := n.config
-	n.config.Via, n.config.Peers = c.Via, slices.Clone(c.Peers)
+	n.config.Via, n.config.KernelTunnel, n.config.Peers = c.Via, c.KernelTunnel, slices.Clone(c.Peers)
 	n.config.Nodes, n.config.Contact = slices.Clone(c.Nodes), c.Contact
 	n.mu.Unlock()
 	if c.Via != before.Via {
 		err = n.stack.SetVia(c.Via)
 	}
+	err = errors.Join(err, n.stack.SetKernelTunnel(c.KernelTunnel))
 	if !slices.Equal(c.Peers, before.Peers) {
 		err = errors.Join(err, n.stack.SetPeers(c.Peers))
 	}

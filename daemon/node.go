@@ -45,6 +45,7 @@ type Node struct {
 	byHome   map[netip.Addr]*service
 	byCareOf map[netip.Addr]*service
 
+	host   *host.Host // set by Run
 	sender *rawip.Sender
 	mesh   *peer.Mesh
 	meshed chan struct{} // closed when mesh is set
@@ -117,6 +118,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	n.host = h
 	undo = append(undo, h.Close)
 	if n.sender, err = rawip.NewSender(); err != nil {
 		return err
@@ -313,6 +315,9 @@ func (n *Node) signalling(p []byte) {
 			s.outward(n.sender.Send)(out.Send...)
 		}
 		s.relaying.Unlock()
+		if len(out.Send) == 0 {
+			s.tellEntrance(p)
+		}
 	}
 }
 

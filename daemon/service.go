@@ -39,6 +39,7 @@ type service struct {
 	jobs    map[uint64]*jobReports // by command
 	lastID  uint64
 
+	entrance entrance  // of the kernel's tunnel for what the application sends
 	external *external // nil: the tunnel to the home agent is this daemon's
 
 	relaying sync.Mutex
@@ -95,6 +96,10 @@ func (s *service) stepLocked(in member.Input) {
 	s.outward(s.n.sender.Send)(out.Send...)
 	s.tellRelay(&out)
 	for _, m := range out.App {
+		if m.Config != nil {
+			s.enter()
+			m.Config.KernelTunnel = s.entrance.into.IsValid()
+		}
 		s.session.send(m)
 	}
 	for _, p := range out.Peers {

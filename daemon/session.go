@@ -105,6 +105,7 @@ func (s *service) attach(a *session) error {
 		}
 	}
 	s.session = a
+	s.entrance.stale = true
 	s.stepLocked(member.App{Message: a.hello})
 	return nil
 }

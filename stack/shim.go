@@ -46,6 +46,11 @@ type Mobile struct {
 	// address. The zero value means that they are sent as they are.
 	Via netip.Addr
 
+	// KernelTunnel tells that the kernel puts into the tunnel to Via what comes
+	// from Home by the device as it is. TCP does then, in whole super-packets;
+	// the rest the shim tunnels all the same.
+	KernelTunnel bool
+
 	// Peers may send tunnelled packets beside Via: the care-of addresses of
 	// the other nodes.
 	Peers []netip.Addr
@@ -83,6 +88,7 @@ type shim struct {
 
 	bindings *bindings
 	via      atomic.Pointer[tunnel]                // nil: none
+	kernel   atomic.Bool                           // Mobile.KernelTunnel
 	peers    atomic.Pointer[map[[16]byte]struct{}] // replaced, never changed
 
 	homeOption [homeOptionSize]byte // ready but for the next header
@@ -114,6 +120,7 @@ func newShim(m *Mobile, addrs []netip.Addr, mtu int, clock tcpip.Clock) (*shim, 
 		graces:     make(map[netip.Addr]tcpip.Timer),
 	}
 	s.homeOption = homeOption(s.home)
+	s.kernel.Store(m.KernelTunnel)
 	if err := s.setVia(m.Via); err != nil {
 		return nil, err
 	}
@@ -241,6 +248,11 @@ func (s *Stack) Bound(client netip.Addr) bool {
 // SetVia replaces Mobile.Via: the contact node has changed.
 func (s *Stack) SetVia(via netip.Addr) error {
 	return s.change("set via", func(shim *shim) error { return shim.setVia(via) })
+}
+
+// SetKernelTunnel replaces Mobile.KernelTunnel.
+func (s *Stack) SetKernelTunnel(on bool) error {
+	return s.change("set kernel tunnel", func(shim *shim) error { shim.kernel.Store(on); return nil })
 }
 
 // SetPeers replaces Mobile.Peers.

@@ -99,6 +99,9 @@ func (s *shim) way(p []byte) (w way) {
 	if p[24] == 0xfe && p[25]&0xc0 == 0x80 || p[24] == 0xff && p[25]&0xf <= 2 {
 		return way{}
 	}
+	if p[6] == nextTCP && s.kernel.Load() {
+		return way{}
+	}
 	return way{via: s.via.Load()}
 }
 

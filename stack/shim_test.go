@@ -424,6 +424,22 @@ func TestShimOutbound(t *testing.T) {
 			t.Errorf("sent %x", got)
 		}
 	})
+	t.Run("tunnel of the kernel's", func(t *testing.T) {
+		s := testShim(t, clientAddr)
+		s.kernel.Store(true)
+		p := ip6(homeAddr, away, 6, segment)
+		if got := s.out(p); !bytes.Equal(got, p) {
+			t.Errorf("sent %x", got)
+		}
+		for _, p := range [][]byte{ip6(homeAddr, away, 17, segment), ip6(homeAddr, away, 58, segment)} {
+			if got := s.out(p); !bytes.Equal(got, tunnelled(careOfAddr, viaAddr, p)) {
+				t.Errorf("sent %x", got)
+			}
+		}
+		if got := s.out(ip6(homeAddr, clientAddr, 6, segment)); !bytes.Equal(got, ip6(careOfAddr, clientAddr, 6, segment, homeOpt(homeAddr))) {
+			t.Errorf("to a bound client: sent %x", got)
+		}
+	})
 	t.Run("traffic class and flow label", func(t *testing.T) {
 		p := ip6(homeAddr, away, 6, segment)
 		p[0], p[1], p[2], p[3] = 0x6b, 0x8a, 0xbc, 0xde

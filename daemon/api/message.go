@@ -149,6 +149,9 @@ type SessionConfig struct {
 	Queues  int      `cbor:"8,keyasint"` // how many descriptors come with it
 	TUN     string   `cbor:"9,keyasint"` // name of the interface
 	Contact string   `cbor:"10,keyasint,omitempty"`
+
+	// KernelTunnel: the kernel puts TCP from Addr into the tunnel to Via.
+	KernelTunnel bool `cbor:"11,keyasint,omitempty"`
 }
 
 // MaxMessage bounds a message, in octets: a client's connections with full

@@ -33,7 +33,11 @@ func (m made) remove(p Protocol) error {
 		if err != nil {
 			return gone(err)
 		}
-		return gone(netlink.RouteDel(r))
+		err = gone(netlink.RouteDel(r))
+		if m.from.IsValid() {
+			err = errors.Join(err, removeAddr(m.iface, netip.PrefixFrom(m.from, m.from.BitLen())))
+		}
+		return err
 	case rule:
 		return gone(netlink.RuleDel(m.rule.netlink(p)))
 	}
@@ -99,7 +103,17 @@ func (m made) route(p Protocol) (*netlink.Route, error) {
 	if m.exit {
 		r.Encap = exit()
 	}
+	if m.into.IsValid() {
+		const reduced = 3 // SEG6_IPTUN_MODE_ENCAP_RED: no routing header for one segment (RFC 8986 section 5.2)
+		r.Encap = &netlink.SEG6Encap{Mode: reduced, Segments: []net.IP{m.into.AsSlice()}}
+	}
 	return r, nil
+}
+
+// source is an address that makes the kernel choose it for what leaves by an
+// interface. It is an address of this host already.
+func source(a netip.Addr) *netlink.Addr {
+	return &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen())), Flags: unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE}
 }
 
 // exit is the action of a route at which tunnels end, End.DX6 without a next hop
@@ -125,8 +139,13 @@ func addRoute(m made, p Protocol) error {
 		return fmt.Errorf("host: add route %v: IPv6 disabled on %s; switch it on (sysctl -w net.ipv6.conf.%s.disable_ipv6=0)", m.to, m.iface, m.iface)
 	}
 	r, err := m.route(p)
+	add := netlink.RouteAdd
+	if err == nil && m.from.IsValid() {
+		add = netlink.RouteReplace
+		err = netlink.AddrReplace(link, source(m.from))
+	}
 	if err == nil {
-		err = netlink.RouteAdd(r)
+		err = add(r)
 	}
 	switch {
 	case errors.Is(err, unix.EEXIST):

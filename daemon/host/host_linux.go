@@ -38,6 +38,9 @@ type made struct {
 	table int
 	rule  Rule
 	exit  bool // a route at which a tunnel ends
+
+	// A route into a tunnel: its ends.
+	from, into netip.Addr
 }
 
 type kind uint8
@@ -293,6 +296,41 @@ func (h *Host) AddExit(addr netip.Addr, iface string, table int) error {
 // RemoveExit removes a route that AddExit has added.
 func (h *Host) RemoveExit(addr netip.Addr, iface string, table int) error {
 	return h.unmake(made{kind: route, to: netip.PrefixFrom(addr, addr.BitLen()), iface: iface, table: cmp.Or(table, unix.RT_TABLE_MAIN), exit: true})
+}
+
+// AddEntrance adds a route by which all packets, in a table, go into a tunnel of RFC
+// 2473, from an address of this host, which the interface gets as well: so the kernel
+// chooses it as source. It replaces the one that is there. It needs a kernel with seg6.
+func (h *Host) AddEntrance(iface string, table int, from, into netip.Addr) error {
+	if h.replaced(iface, table, from, into) {
+		return nil
+	}
+	return h.make(entrance(iface, table, from, into))
+}
+
+func entrance(iface string, table int, from, into netip.Addr) made {
+	return made{kind: route, to: netip.PrefixFrom(netip.IPv6Unspecified(), 0), iface: iface, table: table, from: from, into: into}
+}
+
+// replaced is that another entrance is forgotten, whose place this one takes when it
+// is made; or that it is there already.
+func (h *Host) replaced(iface string, table int, from, into netip.Addr) (same bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for m := range h.made {
+		if m.kind == route && m.into.IsValid() && m.iface == iface && m.table == table {
+			if m == entrance(iface, table, from, into) {
+				return true
+			}
+			delete(h.made, m)
+		}
+	}
+	return false
+}
+
+// RemoveEntrance removes a route that AddEntrance has added.
+func (h *Host) RemoveEntrance(iface string, table int, from, into netip.Addr) error {
+	return h.unmake(entrance(iface, table, from, into))
 }
 
 // AddRule adds a routing rule.

@@ -308,7 +308,7 @@ func (e *evaluator) points(c *evaluation.Curve) []float64 {
 func (e *evaluator) links(ctx context.Context) error {
 	for _, k := range kinds {
 		host := e.bed.Clients[k.host]
-		c, err := e.gather(ctx, k.mode, turns(e.sizes.point), host)
+		c, err := e.gather(ctx, k.mode, max(3, turns(e.sizes.point)), host)
 		if err != nil {
 			return err
 		}

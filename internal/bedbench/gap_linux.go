@@ -96,6 +96,7 @@ type measured struct {
 // the contact, some at the same time, and looks at what comes to their host.
 func (c *crowd) gaps(ctx context.Context, name string, mode api.Mode, handoffs, together int, ask asking) (*measured, error) {
 	b := c.b
+	together = min(together, len(c.clients))
 	if err := c.settle(ctx, b.bed.Nodes[1]); err != nil {
 		return nil, err
 	}

@@ -28,6 +28,8 @@ type setup struct {
 	servers  int  // distributed servers; default 1
 	homeLink bool // they are on the home agent's link, instead of routed to it
 
+	userTunnels bool // kernel_tunnels = false
+
 	// links are the clients', in both directions. Zero: pairs of interfaces.
 	links impair.Settings
 }
@@ -43,6 +45,8 @@ type cluster struct {
 	clients []*client
 	nodes   []*node
 	servers []*server
+
+	userTunnels bool
 
 	homeAgent *topology.Process
 	running   []*topology.Process // all that ever ran, for their logs
@@ -103,7 +107,7 @@ func end(h *topology.Host, name string, p netip.Prefix, id string) topology.End 
 func start(t *testing.T, s setup) *cluster {
 	t.Helper()
 	s.clients, s.servers = max(s.clients, 1), max(s.servers, 1)
-	c := &cluster{t: t, files: make(map[int64][]byte)}
+	c := &cluster{t: t, userTunnels: s.userTunnels, files: make(map[int64][]byte)}
 	var err error
 	c.Net, err = topology.New()
 	c.ok(err)

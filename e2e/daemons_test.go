@@ -115,8 +115,9 @@ prefixes = [%q]
 socket = "h.sock"
 state = "state-h"
 refresh_advice = "4s"
+kernel_tunnels = %t
 %s
-%s`, homeAddr, c.servers[0].addr.Masked(), link, &homes))
+%s`, homeAddr, c.servers[0].addr.Masked(), !c.userTunnels, link, &homes))
 	for i, n := range c.nodes {
 		others := strings.Join(append(append([]string{}, peers[:i]...), peers[i+1:]...), "")
 		n.config = c.write(n.Name()+".toml", fmt.Sprintf(`
@@ -129,8 +130,9 @@ cert = "%[1]s.pem"
 key = "%[1]s.key"
 socket = "%[1]s.sock"
 state = "state-%[1]s"
+kernel_tunnels = %[5]t
 [node.peers]
-%[3]s%[4]s`, n.Name(), n.addr, others, &servers))
+%[3]s%[4]s`, n.Name(), n.addr, others, &servers, !c.userTunnels))
 	}
 	for _, cl := range c.clients {
 		c.write(cl.Name()+".toml", fmt.Sprintf("[correspondent]\nsocket = \"%[1]s.sock\"\nstate = \"state-%[1]s\"\n", cl.Name()))

@@ -16,13 +16,13 @@ var everything = append([]probe.Name{probe.TUN, probe.NFQueue, probe.Program("ip
 
 // Sessions go on, on one node after the other: what a node knew of a client's
 // connection the next one knows.
-func sessions(t *testing.T, homeLink, optimised bool) {
+func sessions(t *testing.T, s setup, optimised bool) {
 	var who []int
 	mode := api.Relayed
 	if optimised {
 		who, mode = []int{0}, api.Optimised
 	}
-	c := launchAll(t, setup{homeLink: homeLink}, who...)
+	c := launchAll(t, s, who...)
 	d, cl := c.servers[0], c.clients[0]
 	k := c.capture(cl.Host, "eth0")
 	between := []*capture{c.capture(c.router, "servers"), c.capture(c.home, "eth0"), c.capture(c.nodes[1].Host, "eth0")}
@@ -58,19 +58,26 @@ func sessions(t *testing.T, homeLink, optimised bool) {
 
 func TestSessionsOptimised(t *testing.T) {
 	if inside(t, everything...) {
-		sessions(t, false, true)
+		sessions(t, setup{}, true)
 	}
 }
 
 func TestSessionsRelayed(t *testing.T) {
 	if inside(t, everything...) {
-		sessions(t, false, false)
+		sessions(t, setup{}, false)
 	}
 }
 
 func TestSessionsOnAHomeLink(t *testing.T) {
 	if inside(t, everything...) {
-		sessions(t, true, true)
+		sessions(t, setup{homeLink: true}, true)
+	}
+}
+
+// Where the kernel does not forward what is in tunnels, the daemons do.
+func TestSessionsByDaemons(t *testing.T) {
+	if inside(t, everything...) {
+		sessions(t, setup{userTunnels: true}, false)
 	}
 }
 

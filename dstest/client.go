@@ -64,6 +64,9 @@ func (c *Client) Dial(ctx context.Context, address string) (net.Conn, error) {
 // Listen accepts connections, from nodes that dial.
 func (c *Client) Listen(address string) (net.Listener, error) { return c.stack.Listen("tcp", address) }
 
+// SetDown makes the host vanish from the network, without a word, or come back.
+func (c *Client) SetDown(down bool) { c.port.SetDown(down) }
+
 // receive takes what comes. A host without Mobile IPv6 answers to it as Linux does.
 func (c *Client) receive(b []byte) {
 	switch {

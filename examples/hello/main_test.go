@@ -124,7 +124,7 @@ func TestHello(t *testing.T) {
 	}
 	hello("b")
 	for _, f := range cluster.Faults() {
-		if strings.HasPrefix(f, client.String()) {
+		if strings.Contains(f, client.String()) {
 			t.Error(f)
 		}
 	}

@@ -169,6 +169,9 @@ func (c *crowd) close() {
 	}
 }
 
+// port is where it asks from.
+func (cl *one) port() netip.AddrPort { return cl.conns[0].LocalAddr().(*net.TCPAddr).AddrPort() }
+
 func (cl *one) close() {
 	for _, conn := range cl.conns {
 		if t, ok := conn.(*net.TCPConn); ok {

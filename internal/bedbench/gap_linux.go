@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/gopacket/gopacket/pcapgo"
@@ -108,7 +108,10 @@ func (c *crowd) gaps(ctx context.Context, name string, mode api.Mode, handoffs, 
 	defer capture.Stop()
 	m := new(measured)
 	at := make(map[*one]int) // 0: Nodes[1]
-	last := make(map[*one]time.Time)
+	turns := make(map[netip.AddrPort][]time.Time)
+	for _, cl := range c.clients {
+		turns[cl.port()] = nil
+	}
 	for done := 0; done < handoffs; {
 		if done/50 != (done-together)/50 || done == 0 {
 			b.Progress(fmt.Sprintf("%s: handoff %d of %d", name, done, handoffs))
@@ -118,13 +121,15 @@ func (c *crowd) gaps(ctx context.Context, name string, mode api.Mode, handoffs, 
 		took := make(chan float64, n)
 		for i := range n {
 			cl := c.clients[(done+i)%len(c.clients)]
-			select {
-			case <-time.After(betweenHandoffs - time.Since(last[cl])):
-			case <-ctx.Done():
-				return nil, context.Cause(ctx)
+			port := cl.port()
+			if n := len(turns[port]); n > 0 {
+				if err := sleep(ctx, betweenHandoffs-time.Since(turns[port][n-1])); err != nil {
+					return nil, err
+				}
 			}
+			turns[port] = append(turns[port], time.Now())
 			from, to := b.bed.Nodes[1+at[cl]], b.bed.Nodes[2-at[cl]]
-			at[cl], last[cl] = 1-at[cl], time.Now()
+			at[cl] = 1 - at[cl]
 			go func() {
 				results <- ask(cl, func() error {
 					begin := time.Now()
@@ -148,15 +153,11 @@ func (c *crowd) gaps(ctx context.Context, name string, mode api.Mode, handoffs, 
 	if err := capture.Stop(); err != nil {
 		return nil, err
 	}
-	ports := make(map[netip.AddrPort]bool)
-	for _, cl := range c.clients {
-		ports[cl.conns[0].LocalAddr().(*net.TCPAddr).AddrPort()] = true
-	}
 	nodes := make(map[netip.Addr]byte)
 	for _, n := range b.bed.Nodes {
 		nodes[n.CareOf(b.server)] = n.Name()[0]
 	}
-	if m.gaps, m.same, err = gaps(&file, nodes, ports); err != nil {
+	if m.gaps, m.same, err = gaps(&file, nodes, turns); err != nil {
 		return nil, err
 	}
 	// What one node has sent, the other may have to repeat: then one handoff looks
@@ -209,10 +210,11 @@ type seen struct {
 }
 
 // gaps are the times between packets with data to some ports in a capture, in
-// milliseconds: between those of different nodes, and between those of the same.
-// Nodes are known by their care-of addresses. What came through the contact, as far
-// as it is new, says in the first octet of each message whose it is.
-func gaps(file io.Reader, nodes map[netip.Addr]byte, ports map[netip.AddrPort]bool) (changed, same []float64, err error) {
+// milliseconds: between those of different nodes, and between those of the same, in
+// one turn of the client; turns are when those began. Nodes are known by their care-of
+// addresses. What came through the contact, as far as it is new, says in the first
+// octet of each message whose it is.
+func gaps(file io.Reader, nodes map[netip.Addr]byte, turns map[netip.AddrPort][]time.Time) (changed, same []float64, err error) {
 	r, err := pcapgo.NewNgReader(file, pcapgo.DefaultNgReaderOptions)
 	if err != nil {
 		return nil, nil, err
@@ -233,7 +235,8 @@ func gaps(file io.Reader, nodes map[netip.Addr]byte, ports map[netip.AddrPort]bo
 		segment := packet.Payload
 		to := netip.AddrPortFrom(packet.Dst, binary.BigEndian.Uint16(segment[2:]))
 		data := segment[min(len(segment), int(segment[12]>>4)*4):]
-		if !ports[to] || len(data) == 0 {
+		begun, ok := turns[to]
+		if !ok || len(data) == 0 {
 			continue
 		}
 		s, seq := all[to], binary.BigEndian.Uint32(segment[4:])
@@ -258,11 +261,12 @@ func gaps(file io.Reader, nodes map[netip.Addr]byte, ports map[netip.AddrPort]bo
 			continue
 		}
 		since := float64(info.Timestamp.Sub(s.at)) / 1e6
+		pause := slices.ContainsFunc(begun, func(t time.Time) bool { return t.After(s.at) && !t.After(info.Timestamp) })
 		switch {
-		case s.from == 0:
+		case s.from == 0 || pause: // of the client, not of the nodes
 		case from != s.from:
 			changed = append(changed, since)
-		case since < float64(betweenHandoffs/time.Millisecond)/2: // else it is a pause of the client
+		default:
 			same = append(same, since)
 		}
 		s.from, s.at = from, info.Timestamp

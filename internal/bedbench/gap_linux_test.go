@@ -27,7 +27,8 @@ func TestGaps(t *testing.T) {
 		{"direct", "0 b 0 b, 1 b 64 b, 4 c 128 c, 5 c 192 c, 9 b 256 b", "[3 4]", "[1 1]"},
 		{"by way of the contact", "0 server 0 b, 1 server 64 b, 4 server 128 c", "[3]", "[1]"},
 		{"from one way to the other", "0 b 0 b, 2 server 64 b, 5 server 128 c, 6 c 192 c", "[3]", "[2 1]"},
-		{"a pause of the client is no time between packets", "0 b 0 b, 1000 b 64 b", "[]", "[]"},
+		{"a pause of the client is no time between packets", "0 b 0 b, 600 b 64 b, 601 c 128 c", "[1]", "[]"},
+		{"nor a gap", "0 b 0 b, 600 c 64 c, 601 c 128 c", "[]", "[1]"},
 		{"several messages in a packet count as the first", "0 server 0 b, 1 server 64 bc, 2 server 192 c", "[1]", "[1]"},
 		{"half a message says nothing, the next one does", "0 server 0 b, 1 server 64 b, 3 server 96 ..c, 4 server 192 c", "[2]", "[1 1]"},
 		{"what is repeated says nothing", "0 server 0 b, 1 server 64 b, 3 server 128 c, 4 server 64 b, 5 server 192 c", "[2]", "[1 2]"},
@@ -76,7 +77,7 @@ func TestGaps(t *testing.T) {
 		if err := w.Flush(); err != nil {
 			t.Fatal(err)
 		}
-		changed, same, err := gaps(&file, nodes, map[netip.AddrPort]bool{to: true})
+		changed, same, err := gaps(&file, nodes, map[netip.AddrPort][]time.Time{to: {time.Unix(1, -1e6), time.Unix(1, 500e6)}})
 		if err != nil || fmt.Sprint(changed) != tt.changed || fmt.Sprint(same) != tt.same {
 			t.Errorf("%s: changed %v, same %v, %v; want %s, %s", tt.name, changed, same, err, tt.changed, tt.same)
 		}

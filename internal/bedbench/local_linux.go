@@ -102,7 +102,7 @@ func (e *evaluator) local(ctx context.Context) (err error) {
 	if err := capture.Stop(); err != nil {
 		return err
 	}
-	gap, same, err := gaps(&file, nil, map[netip.AddrPort]bool{conn.LocalAddr().(*net.TCPAddr).AddrPort(): true})
+	gap, same, err := gaps(&file, nil, map[netip.AddrPort][]time.Time{cl.port(): nil})
 	if err != nil {
 		return err
 	}

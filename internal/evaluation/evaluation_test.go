@@ -176,11 +176,10 @@ func TestPublished(t *testing.T) {
 	checkDocument(t, string(b), func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(docs, filepath.FromSlash(name))) })
 }
 
-func TestNiceStep(t *testing.T) {
-	for _, most := range []float64{0, 1e-3, 0.3, 1, 3.2, 7.9, 8, 42, 99, 100, 12345} {
-		step := niceStep(most)
-		if n := most / step; n > 8.001 || most > 0 && n < 1.5 {
-			t.Errorf("%g: steps of %g", most, step)
+func TestDecades(t *testing.T) {
+	for in, want := range map[[2]float64][2]int{{0.3, 7}: {-1, 1}, {1, 1}: {0, 1}, {2, 100}: {0, 2}, {2, 101}: {0, 3}, {0, 0}: {-3, -2}} {
+		if first, last := decades(in[0], in[1]); first != want[0] || last != want[1] {
+			t.Errorf("%v: %d to %d, want %v", in, first, last, want)
 		}
 	}
 }

@@ -40,7 +40,7 @@ const plotStyle = `
 // nil if there are no points.
 func (r *Result) Plot(c *Curve) []byte {
 	var xs []float64
-	most := 0.0
+	least, most := math.Inf(1), 0.0
 	lines := make(map[string][]Row)
 	for client := range Clients {
 		rows := r.points(c.Name, client)
@@ -50,7 +50,7 @@ func (r *Result) Plot(c *Curve) []byte {
 		lines[client] = rows
 		for _, row := range rows {
 			xs = append(xs, *row.X)
-			most = max(most, row.P50, row.P99)
+			least, most = min(least, row.P50, row.P99), max(most, row.P50, row.P99)
 		}
 	}
 	if len(xs) == 0 {
@@ -58,8 +58,8 @@ func (r *Result) Plot(c *Curve) []byte {
 	}
 	slices.Sort(xs)
 	xs = slices.Compact(xs)
-	p := plot{xs: xs, log: c.Log, step: niceStep(most)}
-	p.most = p.step * math.Ceil(max(most, p.step)/p.step)
+	p := plot{xs: xs, log: c.Log}
+	p.least, p.most = decades(least, most)
 	p.put(`<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" role="img">`, plotWidth, plotHeight, plotWidth, plotHeight)
 	p.put(`<title>%s</title>`, html.EscapeString(c.Title))
 	p.put(`<style>%s</style>`, plotStyle)
@@ -90,25 +90,19 @@ func (r *Result) Sheet() []byte {
 	return fmt.Appendf(nil, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\">\n%s</svg>\n", plotWidth, max(y, 1), inner.String())
 }
 
-// niceStep is a step of an axis, such that at most ten reach most.
-func niceStep(most float64) float64 {
-	if !(most > 0) {
-		return 1
-	}
-	step := math.Pow(10, math.Floor(math.Log10(most))-1)
-	for _, f := range []float64{1, 2, 5, 10, 20, 50} {
-		if most/(step*f) <= 8 {
-			return step * f
-		}
-	}
-	return step * 100
+// decades are powers of ten below and above all values.
+func decades(least, most float64) (first, last int) {
+	const smallest = 1e-3 // a microsecond
+	least, most = max(least, smallest), max(most, smallest)
+	first = int(math.Floor(math.Log10(least)))
+	return first, max(first+1, int(math.Ceil(math.Log10(most))))
 }
 
 type plot struct {
-	b          strings.Builder
-	xs         []float64
-	log        bool
-	most, step float64
+	b           strings.Builder
+	xs          []float64
+	log         bool
+	least, most int // of y, which is logarithmic: powers of ten
 }
 
 func (p *plot) put(format string, args ...any) {
@@ -128,13 +122,14 @@ func (p *plot) x(v float64) float64 {
 }
 
 func (p *plot) y(v float64) float64 {
-	return plotHeight - bottom - v/p.most*(plotHeight-top-bottom)
+	v = max(math.Log10(max(v, 1e-9)), float64(p.least))
+	return plotHeight - bottom - (v-float64(p.least))/float64(p.most-p.least)*(plotHeight-top-bottom)
 }
 
 func (p *plot) axes(xLabel string) {
-	for i := 0; float64(i)*p.step <= p.most*1.001; i++ {
-		v := float64(i) * p.step
-		p.put(`<path class="grid" d="M%d %.1f H%d"/><text x="%d" y="%.1f" text-anchor="end">%.4g</text>`, left, p.y(v), plotWidth-right, left-8, p.y(v)+4, v)
+	for i := p.least; i <= p.most; i++ {
+		v := math.Pow10(i)
+		p.put(`<path class="grid" d="M%d %.1f H%d"/><text x="%d" y="%.1f" text-anchor="end">%g</text>`, left, p.y(v), plotWidth-right, left-8, p.y(v)+4, v)
 	}
 	p.put(`<text x="%d" y="%d" text-anchor="end">ms</text>`, left-8, top-12)
 	before := math.Inf(-1)

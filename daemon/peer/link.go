@@ -24,7 +24,8 @@ type link struct {
 	// order is held by whoever writes to conn, so that frames go out in the order
 	// in which they were queued. It comes before mu.
 	order sync.Mutex
-	short []byte // order's: a frame with its length
+	short []byte    // order's: a frame with its length
+	last  time.Time // order's: when sendNow has sent one
 
 	mu     sync.Mutex
 	queue  []byte
@@ -36,10 +37,14 @@ func newLink(conn *tls.Conn, maxBacklog int, timeout time.Duration) *link {
 	return &link{conn: conn, out: conn.NetConn().(*outbox), max: maxBacklog, timeout: timeout, wake: make(chan struct{}, 1)}
 }
 
-// maxShort is the size of a frame, in octets, up to which the sender encrypts and
-// writes it itself, if nobody else is writing: that is one goroutine less to be woken
-// in the middle of a handoff.
-const maxShort = 64 << 10
+// A frame of up to maxShort octets is encrypted and written by its sender, if nobody
+// else is writing: that is one goroutine less to be woken in the middle of a handoff.
+// But not if one has been for less than the time of a burst: of many frames the other
+// goroutine makes one record, and one system call.
+const (
+	maxShort = 64 << 10
+	burst    = 200 * time.Microsecond
+)
 
 func (l *link) send(frame []byte) error {
 	if len(frame) <= maxShort && l.order.TryLock() {
@@ -91,9 +96,10 @@ func (l *link) sendNow(frame []byte) (sent bool, err error) {
 	switch {
 	case closed:
 		return false, ErrNotConnected
-	case queued || l.out.waiting():
+	case queued || l.out.waiting() || time.Since(l.last) < burst:
 		return false, nil
 	}
+	l.last = time.Now()
 	l.short = binary.BigEndian.AppendUint32(l.short[:0], uint32(len(frame)))
 	l.short = append(l.short, frame...)
 	l.conn.SetWriteDeadline(time.Now().Add(l.timeout))

@@ -4,11 +4,12 @@ GO             ?= go
 FUZZTIME       ?= 60s
 FUZZTIME_CHECK ?= 5s
 BENCH          ?= .
+SEED           ?= 1
 PREFIX         ?= /usr
 
 export GO
 
-.PHONY: build help demo e2e check bench model fuzz man install
+.PHONY: build help demo e2e check soak bench model fuzz man install
 
 build: ## build the commands into ./bin
 	@mkdir -p bin
@@ -25,6 +26,10 @@ e2e: ## real programs and unmodified clients on hosts in network namespaces, han
 
 check: build ## everything CI checks: format, vet, staticcheck, vulnerabilities, modules, race tests, short fuzzing
 	@FUZZTIME='$(FUZZTIME_CHECK)' sh internal/tools/check.sh
+
+soak: ## a million handoffs while everything ends, breaks or is late: 950 000 of the machines, 50 000 of real connections
+	$(GO) test -count=1 -timeout 2h -v -run 'TestSoak$$' ./daemon/member -soak.handoffs=950000
+	$(GO) test -count=1 -timeout 2h -v -run 'TestSoak$$' . -soak.handoffs=50000 -soak.seed=$(SEED)
 
 bench: build ## run the benchmarks of every package (BENCH=regexp), then time migrations
 	$(GO) test -run='^$$' -bench='$(BENCH)' -benchmem ./...

@@ -50,6 +50,7 @@ type handoff struct {
 	copied   int           // how many packets late has sent
 	decided  chan struct{} // closed when the answer to Transfer has taken effect
 	moved    bool          // that it was well; known then
+	verdict  answer        // the same in full
 
 	// Under Node.mu.
 	want  api.Kind // of the answer that is waited for, 0: none
@@ -202,8 +203,11 @@ func (h *handoff) ask(ctx context.Context, want api.Kind, m *api.Message) (*api.
 	m.ID, m.Client = h.id, h.client
 	if err := h.session.Send(m); err != nil {
 		n.mu.Lock()
-		h.want, h.phase = 0, open // it did not go out whole
-		delete(n.doubtful, h.client)
+		h.want = 0
+		if h.phase == committed { // or another session has brought the answer already
+			h.phase = open // it did not go out whole
+			delete(n.doubtful, h.client)
+		}
 		n.mu.Unlock()
 		return nil, fmt.Errorf("%w: %w", ErrDetached, err)
 	}
@@ -303,8 +307,8 @@ func (h *handoff) transfer(ctx context.Context) error {
 	n.mu.Unlock()
 	switch {
 	case m == nil && h.came == settled: // it came after all
-		a := <-h.answer
-		err = a.failure()
+		<-h.decided // h.answer may still have had that the daemon was lost
+		err = h.verdict.failure()
 	case h.came == committed: // nobody waits any more
 		h.session.Send(&api.Message{Kind: api.Abort, ID: h.id, Client: h.client})
 	}
@@ -349,6 +353,7 @@ func (n *Node) answered(m *api.Message) {
 	} else {
 		h.undo(false)
 	}
+	h.verdict = answer{m: m}
 	close(h.decided)
 	n.mu.Lock()
 	h.reply(answer{m: m})

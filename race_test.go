@@ -2,4 +2,6 @@
 
 package ds_test
 
+const raceDetector = true
+
 func init() { handoffs = 50 } // a tenth of the speed

@@ -59,7 +59,8 @@ func (h *handoff) endRest() {
 }
 
 // describe calls the application's function for each connection that is not
-// nil. If it does not return in time it is left to itself.
+// nil. If it does not return in time it is left to itself; but not because ctx has
+// ended: the handlers would go on while it looks at what they change.
 func describe(ctx context.Context, state func(net.Conn) ([]byte, error), conns []*stack.Conn, patience time.Duration) ([][]byte, error) {
 	type result struct {
 		states [][]byte
@@ -88,11 +89,12 @@ func describe(ctx context.Context, state func(net.Conn) ([]byte, error), conns [
 	defer late.Stop()
 	select {
 	case r := <-done:
+		if r.err == nil && ctx.Err() != nil {
+			r.err = context.Cause(ctx)
+		}
 		return r.states, r.err
 	case <-late.C:
 		return nil, fmt.Errorf("%w: no answer after %v", ErrState, patience)
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
 	}
 }
 

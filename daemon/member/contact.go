@@ -271,6 +271,9 @@ func (m *Member) fromPeer(from string, msg *Message) {
 		m.hear(Contact{msg.Contact, msg.ContactEpoch}, from)
 		m.decide()
 		m.heardOf(from, before)
+		if msg.Attached {
+			m.remind(from)
+		}
 	case SetContact:
 		m.hear(Contact{msg.Contact, msg.ContactEpoch}, from)
 	case TakeOver:

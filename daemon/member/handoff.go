@@ -180,6 +180,11 @@ func (m *Member) transfer(h *handoff, msg *api.Message) {
 // asDonor takes the target's answers.
 func (m *Member) asDonor(from string, msg *Message) {
 	h := m.outgoing[msg.ID]
+	if h == nil && msg.Kind == Done && msg.Error == "" && m.attached {
+		// The application, which has told its doubts, has none about this one. What
+		// said so was lost.
+		m.toPeer(from, &Message{Kind: Settled, ID: msg.ID})
+	}
 	if h == nil || h.to != from {
 		return
 	}

@@ -97,6 +97,24 @@ func (m *Member) record(rec Record) {
 	}
 }
 
+// remind tells a donor, when its application is attached, of all that has come from
+// it as far as is remembered: if nobody there is in doubt about one any more, that
+// it was settled has not arrived here.
+func (m *Member) remind(donor string) {
+	for _, rec := range m.remembered() {
+		if rec.From == donor && rec.State == Activated {
+			m.toPeer(donor, &Message{Kind: Done, ID: rec.ID})
+		}
+	}
+}
+
+// remembered are the records in an order that does not vary from run to run.
+func (m *Member) remembered() []Record {
+	return slices.SortedFunc(maps.Values(m.records.of), func(a, b Record) int {
+		return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.ID, b.ID))
+	})
+}
+
 func (k handoffKey) record(client netip.Addr, s State) Record {
 	return Record{From: k.from, ID: k.id, Client: client, State: s}
 }
@@ -105,10 +123,7 @@ func (k handoffKey) record(client netip.Addr, s State) Record {
 // application is back, and has told what it owns, or is known to be lost. A
 // lost one may have had the client, and may have sent for it.
 func (m *Member) recall(resume []netip.Addr, lost bool) {
-	taken := slices.SortedFunc(maps.Values(m.records.of), func(a, b Record) int {
-		return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.ID, b.ID))
-	})
-	for _, rec := range taken {
+	for _, rec := range m.remembered() {
 		if rec.State != Taken {
 			continue
 		}

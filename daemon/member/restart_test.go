@@ -75,6 +75,9 @@ func (w *world) certain() {
 		if len(h.m.outgoing)+len(h.m.bySession)+len(h.m.incoming)+len(h.m.coming)+len(h.m.offers) != 0 {
 			w.fail("%s is not done with a handoff", n)
 		}
+		if len(h.m.records.of) != 0 {
+			w.fail("%s remembers %v, about which nobody will ask", n, h.m.records.of)
+		}
 		if len(h.app.moving)+len(h.app.offered)+len(h.app.frozen) != 0 {
 			w.fail("%s's application is not done with a handoff", n)
 		}

@@ -44,6 +44,11 @@ type world struct {
 	lossy bool // packets get lost
 	lax   bool // members say what makes no sense
 	log   []string
+
+	quiet  bool // nothing is logged
+	replay string
+	ended  func(why string)    // of every handoff, if not nil
+	mayEnd map[netip.Addr]bool // clients whose connections may have been lost
 }
 
 var (
@@ -146,6 +151,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 	w := &world{
 		t: t, rand: rand.New(rand.NewPCG(seed, 0)), now: time.Second,
 		members: make(map[string]*host), clients: make(map[netip.Addr]*testClient), up: make(map[[2]string]int),
+		mayEnd: make(map[netip.Addr]bool),
 	}
 	var err error
 	w.agent, err = homeagent.New(homeagent.Config{
@@ -248,6 +254,9 @@ func (w *world) run(d time.Duration) {
 }
 
 func (w *world) logf(format string, args ...any) {
+	if w.quiet {
+		return
+	}
 	w.log = append(w.log, fmt.Sprintf("%12v ", w.now)+fmt.Sprintf(format, args...))
 }
 
@@ -429,6 +438,9 @@ func (a *app) end(id uint64, client netip.Addr, why string) {
 	mv := a.moving[id]
 	delete(a.moving, id)
 	a.ended[client] = why
+	if a.h.w.ended != nil {
+		a.h.w.ended(why)
+	}
 	a.h.w.logf("%s's application: handoff %d of %s to %s ends %q", a.h.name, id, client, mv.to, why)
 	if mv.asked != 0 {
 		a.send(&api.Message{Kind: api.Answered, ID: mv.asked, Error: why})
@@ -551,6 +563,9 @@ func (w *world) fail(format string, args ...any) {
 	w.t.Helper()
 	for _, l := range w.log {
 		w.t.Log(l)
+	}
+	if w.replay != "" {
+		w.t.Logf("to see it again, with what happened before: %s", w.replay)
 	}
 	w.t.Fatalf(format, args...)
 }

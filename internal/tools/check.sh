@@ -53,6 +53,10 @@ done
 step "tests, race detector on"
 "$GO" test -race -count=1 -timeout 15m ./...
 
+# One goroutine: the race detector would only slow it down.
+step "handoffs between the machines of daemons that end"
+"$GO" test -count=1 -timeout 10m -run 'TestSoak$' -v ./daemon/member
+
 step "model of the handoff"
 sh "$here/model.sh"
 

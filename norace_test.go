@@ -1,0 +1,5 @@
+//go:build !race
+
+package ds_test
+
+const raceDetector = false

@@ -71,9 +71,10 @@ func (k *capture) dissect() {
 		c.t.Log(probe.Check(probe.Program("tshark")))
 		return
 	}
-	// Beginnings of packets are all there is: payload is not dissected.
+	// Beginnings of packets are all there is: payload is not dissected, whatever the
+	// client's port is otherwise used for.
 	cmd := exec.CommandContext(c.ctx, "tshark", "-n", "-r", k.file.Name(),
-		"--disable-protocol", "http", "--disable-protocol", "resp", "--disable-protocol", "tls", "--disable-protocol", "data",
+		"-d", "tcp.port==1-65535,data", "-o", "tcp.try_heuristic_first:FALSE", "--disable-protocol", "data",
 		"-Y", "_ws.malformed or _ws.expert.severity == error")
 	cmd.Env = append(os.Environ(), "HOME="+c.dir) // no preferences of whoever runs this
 	out, err := cmd.Output()

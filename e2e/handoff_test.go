@@ -129,7 +129,7 @@ func TestAHundredConnections(t *testing.T) {
 	var jobs []*job
 	for _, cl := range c.clients {
 		captures = append(captures, c.capture(cl.Host, "eth0"))
-		jobs = append(jobs, cl.parallel(server, 100, 100_000, 20_000))
+		jobs = append(jobs, cl.parallel(server, 100, 160_000, 20_000))
 	}
 	handoffs := c.rotate(d, c.clients, 2, jobs...)
 	t.Logf("%d handoffs", handoffs)

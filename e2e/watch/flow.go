@@ -20,7 +20,7 @@ func (k Key) String() string { return k.Src.String() + " → " + k.Dst.String() 
 type Flow struct {
 	Key
 	Packets         int
-	Resets, FINs    int
+	Resets, FINs    int      // resets that end something: not those behind the FIN
 	Octets          int64    // of payload, those sent again too
 	Unique          int64    // of the sequence space that they fill
 	Senders         []Sender // in the order of their first packets
@@ -32,6 +32,8 @@ type Flow struct {
 	tsHigh uint32
 	tsAt   time.Time // when tsHigh was seen
 	hasTS  bool
+	ended  bool   // there was a FIN
+	fin    uint32 // behind it
 }
 
 // Sender is who sent a flow for a time. What comes out of order within
@@ -87,11 +89,16 @@ func (f *Flow) add(p Packet) {
 	f.Packets++
 	f.LastAt = p.At
 	if p.Flags&RST != 0 {
-		f.Resets++
+		// One that answers an acknowledgement of the FIN, or an older one that comes
+		// late, ends nothing: the sender has nothing left of the connection by then,
+		// which means that the other end had finished too (RFC 9293 section 3.10.7.1).
+		if p.Flags&ACK != 0 || !f.ended || int32(p.Seq-f.fin) > 0 {
+			f.Resets++
+		}
 		return
 	}
 	if p.Flags&SYN != 0 {
-		f.begun, f.hasTS = false, false // a new connection
+		f.begun, f.hasTS, f.ended = false, false, false // a new connection
 	}
 	f.sender(p)
 	f.sequence(p)
@@ -123,6 +130,7 @@ func (f *Flow) sequence(p Packet) {
 	if p.Flags&FIN != 0 {
 		f.FINs++
 		length++
+		f.ended, f.fin = true, p.Seq+length
 	}
 	f.Octets += int64(p.Payload)
 	end := p.Seq + length

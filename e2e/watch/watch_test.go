@@ -123,6 +123,9 @@ func TestProblems(t *testing.T) {
 		{"sent again", []sent{{0, home, ACK, 100, 50, 1}, {1, home, ACK, 100, 50, 2}}, Limits{Again: 50}, ""},
 		{"another connection", []sent{{0, home, SYN, 99, 0, 9}, {1, home, ACK, 100, 50, 9}, {2, home, SYN, 9, 0, 1}, {3, home, ACK, 10, 50, 1}}, Limits{}, ""},
 
+		{"reset behind the end", []sent{{0, home, ACK | FIN, 100, 50, 1}, {1, home, RST, 151, 0, 1}, {2, home, RST, 150, 0, 1}}, Limits{}, ""},
+		{"reset behind the end, with ACK", []sent{{0, home, ACK | FIN, 100, 50, 1}, {1, home, RST | ACK, 151, 0, 1}}, Limits{}, "1 resets"},
+		{"reset of the next one", []sent{{0, home, ACK | FIN, 100, 50, 1}, {1, home, SYN, 99, 0, 2}, {2, home, RST, 100, 0, 1}}, Limits{}, "1 resets"},
 		{"reset", []sent{{0, home, ACK, 100, 50, 1}, {1, home, RST, 150, 0, 1}}, Limits{}, "1 resets"},
 		{"sent twice", []sent{{0, nodeA, ACK, 100, 50, 1}, {1, nodeB, ACK, 100, 50, 1}}, Limits{Handoffs: 1}, "50 of 100 octets were sent again"},
 		{"one too many", []sent{{0, nodeA, ACK, 100, 50, 1}, {100, nodeB, ACK, 150, 50, 100}, {200, nodeA, ACK, 200, 50, 200}}, Limits{Handoffs: 1}, "changed 2 times in 1 handoffs"},

@@ -193,7 +193,6 @@ func (s *soak) handoff(client netip.Addr, at string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	if s.draw(10) == 0 {
-		s.cancelled.Add(1)
 		timer := time.AfterFunc(time.Duration(s.draw(3000))*time.Microsecond, cancel)
 		defer timer.Stop()
 	}
@@ -220,6 +219,9 @@ func (s *soak) handoff(client netip.Addr, at string) string {
 	case errors.Is(err, ds.ErrBusy) || errors.Is(err, ds.ErrUnknown):
 		s.t.Errorf("%s: nobody else hands it on, and: %v", client, err)
 		return ""
+	}
+	if errors.Is(err, context.Canceled) {
+		s.cancelled.Add(1)
 	}
 	if he.Committed {
 		s.doubtful.Add(1)

@@ -499,6 +499,7 @@ inline fromPeer(n, p) {
 		fi
 	:: k == Done && early(h) && e -> fail(n, h)
 	:: k == Done && out[h] == transferring -> done(n)
+	:: k == Done && out[h] == none && !e && session[n] == attached -> sendPeer(n, p, Settled, h, 0) /* nobody is in doubt */
 	:: else
 	fi
 }
@@ -511,6 +512,7 @@ inline peerUp(n, p) {
 #ifndef NO_QUERY
 		:: from[h] == n && to[h] == p && out[h] == transferring -> sendPeer(n, p, Query, h, 0)
 #endif
+		:: to[h] == n && from[h] == p && record[h] == activated -> sendPeer(n, p, Done, h, 0) /* remind */
 		:: else
 		fi
 	}

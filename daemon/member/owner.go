@@ -65,6 +65,7 @@ func (m *Member) hello(msg *api.Message) {
 			m.toApp(&api.Message{Kind: api.Bound, Client: c.addr})
 		}
 	}
+	m.expected()
 	m.event(api.EventAttached, netip.Addr{}, "", msg.Program)
 	m.introduce()
 }
@@ -95,6 +96,7 @@ func (m *Member) appGone(lost bool) {
 	if !m.attached {
 		if lost {
 			m.recall(nil, true)
+			m.expected()
 		}
 		return
 	}
@@ -199,7 +201,7 @@ func (m *Member) report() {
 		}
 		msg.Owners = append(msg.Owners, Owned{Client: c.addr, Epoch: c.epoch})
 	}
-	msg.Complete = true
+	msg.Complete = !m.expecting
 	m.toPeer(m.contact.Name, msg)
 }
 

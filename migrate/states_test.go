@@ -318,7 +318,8 @@ func TestStoryTimeWait(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitState(t, s, tcp.StateTimeWait)
-	look(t, s) // the timer is set under the same lock
+	look(t, s)                      // the timer is set under the same lock
+	waitState(t, c, tcp.StateClose) // it does not send its FIN again, which would set it anew
 	clock.Advance(25 * time.Second)
 	s = w.must(s)
 	clock.Advance(25 * time.Second)

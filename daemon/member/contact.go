@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/mobility/node"
@@ -74,29 +73,10 @@ type hesitation struct{}
 
 // begin is the start.
 func (m *Member) begin() {
-	m.expecting = true
-	m.timers.Set(expectation{}, m.now+applicationGrace)
 	m.hesitating = true
 	m.timers.Set(hesitation{}, m.now+m.cfg.StartGrace)
 	m.follow(m.contact)
 	m.decide()
-}
-
-// expectation is the time after the start in which an application may come back of
-// whose clients this member does not know yet: so what it reports is not all. Were
-// it said to be, the contact would take them for new, and its application would
-// reset them. The time is longer than an application waits before it tries again.
-type expectation struct{}
-
-const applicationGrace = 5 * time.Second
-
-// expected ends it.
-func (m *Member) expected() {
-	if m.expecting {
-		m.expecting = false
-		m.timers.Remove(expectation{})
-		m.report()
-	}
 }
 
 // decide ends the hesitation when all others have been heard.
@@ -146,7 +126,7 @@ const maxBeginners = 1 << 16
 // connection.
 func (m *Member) Unknown(client netip.Addr, begins bool) (careOf netip.Addr, ok bool) {
 	switch _, here := m.beginners[client]; {
-	case len(m.unreported) > 0 || m.hesitating:
+	case len(m.unreported) > 0:
 		return netip.Addr{}, false
 	case m.oldContact == "" || m.now >= m.graceEnds:
 		m.beginners = nil

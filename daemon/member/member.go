@@ -260,7 +260,6 @@ type Member struct {
 	contact    Contact
 	registered bool
 	hesitating bool
-	expecting  bool   // an application may come back
 	oldContact string // before the last takeover, until graceEnds
 	graceEnds  time.Duration
 	beginners  map[netip.Addr]struct{} // clients that have begun a connection here since
@@ -439,8 +438,6 @@ func (m *Member) due() {
 			m.optimise(k.addr)
 		case hesitation:
 			m.resolve()
-		case expectation:
-			m.expected()
 		case recount:
 			m.recounting = false
 			m.introduce()

@@ -65,7 +65,6 @@ func (m *Member) hello(msg *api.Message) {
 			m.toApp(&api.Message{Kind: api.Bound, Client: c.addr})
 		}
 	}
-	m.expected()
 	m.event(api.EventAttached, netip.Addr{}, "", msg.Program)
 	m.introduce()
 }
@@ -96,7 +95,6 @@ func (m *Member) appGone(lost bool) {
 	if !m.attached {
 		if lost {
 			m.recall(nil, true)
-			m.expected()
 		}
 		return
 	}
@@ -201,7 +199,7 @@ func (m *Member) report() {
 		}
 		msg.Owners = append(msg.Owners, Owned{Client: c.addr, Epoch: c.epoch})
 	}
-	msg.Complete = !m.expecting
+	msg.Complete = true
 	m.toPeer(m.contact.Name, msg)
 }
 

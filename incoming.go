@@ -224,7 +224,7 @@ func (n *Node) accept(m *api.Message) (*arrival, error) {
 		return nil, fmt.Errorf("handoff %d was offered before", m.ID)
 	}
 	if doubtful != nil {
-		// That somebody can offer the client is the answer to our Commit: it
+		// That somebody can offer the client is the answer to our Transfer: it
 		// had left.
 		n.answered(&api.Message{Kind: api.Done, ID: doubtful.id})
 	}

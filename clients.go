@@ -99,14 +99,6 @@ func (cs *clients) resume(except map[netip.Addr]*handoff) []netip.Addr {
 	return here
 }
 
-// has tells whether a client has connections here.
-func (cs *clients) has(addr netip.Addr) bool {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	c := cs.all[addr]
-	return c != nil && c.here
-}
-
 // here returns the clients that have connections here.
 func (cs *clients) here() (here []netip.Addr) {
 	cs.mu.Lock()

@@ -302,13 +302,10 @@ func (n *Node) activate(m *api.Message) *api.Message {
 // late takes packets of a client that have come to the node that it comes from.
 func (n *Node) late(m *api.Message) {
 	n.mu.Lock()
-	silent := false
-	for _, a := range n.arriving {
-		silent = silent || a.client == m.Client
-	}
+	refused := m.ID != 0 && n.arriving[m.ID] == nil
 	n.mu.Unlock()
-	if !silent && !n.clients.has(m.Client) {
-		return // it was refused, and goes on there
+	if refused {
+		return // the client goes on there
 	}
 	for _, p := range m.Packets {
 		if t, ok := stack.InboundTuple(p); ok && t.Remote.Addr() == m.Client {

@@ -52,7 +52,8 @@ const (
 	Done
 	// Late brings Packets of Client, to the distributed server address, that have
 	// come to the donor since: from the donor after Transfer, and to the target
-	// after Offer.
+	// after Offer, with its ID. Without an ID the client is the target's already:
+	// what comes is as if it had come there, also if no connection is known.
 	Late
 	// Abort calls a handoff off before Transfer. After it, Abort asks for that: if
 	// the target has not taken the client, it never will, and Done tells.

@@ -44,7 +44,7 @@ import (
 //
 // Messages about the same handoff carry its ID, which the donor's application
 // chooses for Prepare, Transfer, Abort, their answers and the Late that it sends, and
-// the daemon for all others.
+// the daemon for all others. A Late of the daemon has none once the handoff is over.
 //
 // Send may be called from any goroutine, Receive from one at a time.
 type Session struct {

@@ -57,7 +57,9 @@ func (m *Member) asTarget(from string, msg *Message) {
 		})
 	case (msg.Kind == Transfer || msg.Kind == Query) && (o == nil || o.stage < activating):
 		m.judge(key, o)
-	case msg.Kind == Late && (o != nil && o.stage >= offering && o.client == msg.Client || o == nil && m.records.of[key].Client == msg.Client):
+	case msg.Kind == Late && o != nil && o.stage == offering && o.client == msg.Client:
+		m.toApp(&api.Message{Kind: api.Late, ID: o.id, Client: msg.Client, Packets: msg.Packets})
+	case msg.Kind == Late && m.records.of[key].Client == msg.Client && m.clients[msg.Client] != nil:
 		m.toApp(&api.Message{Kind: api.Late, Client: msg.Client, Packets: msg.Packets})
 	}
 }

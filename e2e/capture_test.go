@@ -24,7 +24,7 @@ type capture struct {
 // capture begins a capture on an interface of a host.
 func (c *cluster) capture(h *topology.Host, link string) *capture {
 	c.t.Helper()
-	f, err := os.Create(filepath.Join(c.dir, h.Name()+"-"+link+".pcapng"))
+	f, err := os.Create(filepath.Join(c.Dir, h.Name()+"-"+link+".pcapng"))
 	c.ok(err)
 	k, err := h.Capture(link, f)
 	c.ok(err)
@@ -76,7 +76,7 @@ func (k *capture) dissect() {
 	cmd := exec.CommandContext(c.ctx, "tshark", "-n", "-r", k.file.Name(),
 		"-d", "tcp.port==1-65535,data", "-o", "tcp.try_heuristic_first:FALSE", "--disable-protocol", "data",
 		"-Y", "_ws.malformed or _ws.expert.severity == error")
-	cmd.Env = append(os.Environ(), "HOME="+c.dir) // no preferences of whoever runs this
+	cmd.Env = append(os.Environ(), "HOME="+c.Dir) // no preferences of whoever runs this
 	out, err := cmd.Output()
 	if err != nil {
 		stderr := ""

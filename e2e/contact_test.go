@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/distributed-servers/ds/e2e/watch"
-	"github.com/distributed-servers/ds/internal/impair"
 )
 
 // takeOver makes a node the contact, and waits until the home agent sends to it.
@@ -17,7 +16,7 @@ func (c *cluster) takeOver(d *server, n *node, force bool) {
 	c.t.Helper()
 	ctx, cancel := c.within(patience)
 	defer cancel()
-	k, err := n.api.TakeOver(ctx, d.addr.Addr(), force)
+	k, err := n.API.TakeOver(ctx, d.Addr.Addr(), force)
 	if err != nil {
 		c.t.Fatalf("%s takes over as contact: %v", n.Name(), err)
 	}
@@ -30,11 +29,11 @@ func (c *cluster) takeOver(d *server, n *node, force bool) {
 // agreed waits until all nodes whose daemons run say that n is the contact.
 func (c *cluster) agreed(d *server, n *node) {
 	c.t.Helper()
-	for _, other := range c.nodes {
+	for _, other := range c.Nodes {
 		c.eventually(fmt.Sprintf("%s knows that %s is the contact", other.Name(), n.Name()), func(ctx context.Context) (bool, error) {
-			servers, err := other.api.Servers(ctx)
+			servers, err := other.API.Servers(ctx)
 			for _, s := range servers {
-				if s.Address == d.addr.Addr() {
+				if s.Address == d.Addr.Addr() {
 					return s.Contact.Node == n.Name() && s.Local == (other == n), fmt.Errorf("it says %+v", s.Contact)
 				}
 			}
@@ -54,12 +53,12 @@ type everyday struct {
 func (c *cluster) everyday(d *server, octets int64, rate int) *everyday {
 	c.t.Helper()
 	e := &everyday{}
-	server := d.addr.Addr()
+	server := d.Addr.Addr()
 	for i, cl := range c.clients {
 		e.captures = append(e.captures, c.capture(cl.Host, "eth0"))
 		e.lines = append(e.lines, cl.socat(server))
 		e.lines[i].expect("hello", "1 a hello")
-		if to := c.nodes[i%3]; to != c.nodes[0] {
+		if to := c.Nodes[i%3]; to != c.Nodes[0] {
 			c.handoff(d, cl, to)
 		}
 		c.pattern(octets) // now, so that both begin at once
@@ -88,7 +87,7 @@ func (e *everyday) end(c *cluster, d *server, handoffs int) {
 		l.bye()
 	}
 	for _, k := range e.captures {
-		k.check(d.addr.Addr(), watch.Limits{Handoffs: 2*handoffs + 4, Again: 4 << 20})
+		k.check(d.Addr.Addr(), watch.Limits{Handoffs: 2*handoffs + 4, Again: 4 << 20})
 	}
 }
 
@@ -99,14 +98,14 @@ func TestContactTakeover(t *testing.T) {
 			if !inside(t, everything...) {
 				return
 			}
-			c := launchAll(t, setup{clients: 2}, m.optimised...)
-			d := c.servers[0]
+			c := launchAll(t, setup{Clients: 2}, m.optimised...)
+			d := c.Servers[0]
 			e := c.everyday(d, 4<<20, 1<<20)
 			handoffs := 0
-			for i, n := range []*node{c.nodes[1], c.nodes[2], c.nodes[0]} {
+			for i, n := range []*node{c.Nodes[1], c.Nodes[2], c.Nodes[0]} {
 				var pulses []*pulse
 				for _, cl := range c.clients {
-					pulses = append(pulses, cl.pulse(d.addr.Addr()))
+					pulses = append(pulses, cl.pulse(d.Addr.Addr()))
 				}
 				c.takeOver(d, n, false)
 				c.agreed(d, n)
@@ -118,7 +117,7 @@ func TestContactTakeover(t *testing.T) {
 					}
 				}
 				// One that nobody knows begins at the new contact.
-				late := c.addClient(10+i, impair.Settings{}).socat(d.addr.Addr())
+				late := c.addClient(10 + i).socat(d.Addr.Addr())
 				late.expect("hello", "1 "+n.Name()+" hello")
 				late.expect("again", "2 "+n.Name()+" again")
 				late.bye()
@@ -142,19 +141,18 @@ func TestContactKilled(t *testing.T) {
 			if !inside(t, everything...) {
 				return
 			}
-			c := launchAll(t, setup{clients: 3}, m.optimised...)
-			d, a, b := c.servers[0], c.nodes[0], c.nodes[1]
+			c := launchAll(t, setup{Clients: 3}, m.optimised...)
+			d, a, b := c.Servers[0], c.Nodes[0], c.Nodes[1]
 			e := c.everyday(d, 4<<20, 1<<20)
-			a.dsco.Kill()
-			a.dsco = nil
+			a.Daemon.Kill()
 			begun := time.Now()
 			c.takeOver(d, b, true)
 			t.Logf("the home agent sends to %s after %v", b.Name(), time.Since(begun))
 			// The clients of the others go on at once.
 			for i := 1; i < 3; i++ {
-				e.lines[i].expect("still", fmt.Sprintf("2 %s still", c.nodes[i].Name()))
+				e.lines[i].expect("still", fmt.Sprintf("2 %s still", c.Nodes[i].Name()))
 			}
-			a.startDaemon()
+			c.startDaemon(a)
 			c.connected(d)
 			c.agreed(d, b)
 			e.lines[0].expect("still", "2 a still")

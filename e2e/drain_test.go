@@ -25,38 +25,38 @@ func TestDrain(t *testing.T) {
 	if !inside(t, everything...) {
 		return
 	}
-	c := launchAll(t, setup{clients: 2}, 0)
-	d := c.servers[0]
-	server := d.addr.Addr()
+	c := launchAll(t, setup{Clients: 2}, 0)
+	d := c.Servers[0]
+	server := d.Addr.Addr()
 	optimised, relayed := c.clients[0], c.clients[1]
 	k := []*capture{c.capture(optimised.Host, "eth0"), c.capture(relayed.Host, "eth0")}
 	lines, other := optimised.socat(server), relayed.socat(server)
 	lines.expect("hello", "1 a hello")
 	other.expect("hello", "1 a hello")
 	c.mode(d, optimised, api.Optimised)
-	a, b := c.nodes[0], c.nodes[1]
+	a, b := c.Nodes[0], c.Nodes[1]
 
-	out, err := b.ds(0, "drain", "a", "--to", "b")
+	out, err := c.ds(b, 0, "drain", "a", "--to", "b")
 	if err != nil || !strings.Contains(out, "a is drained: clients that have gone: 2 (2 to b)") || !strings.Contains(out, "a is the contact") {
 		t.Fatalf("%v: %s", err, out)
 	}
 	lines.expect("again", "2 b again")
 	other.expect("again", "2 b again")
-	if out, err := b.ds(0, "handoff", optimised.addr.String(), "a"); err == nil || !strings.Contains(out, "it is being drained") {
+	if out, err := c.ds(b, 0, "handoff", optimised.Addr.String(), "a"); err == nil || !strings.Contains(out, "it is being drained") {
 		t.Errorf("a node that is drained takes a client: %v: %s", err, out)
 	}
-	if out, err := a.ds(0, "nodes"); err != nil || !strings.Contains(out, "contact, this, draining") {
+	if out, err := c.ds(a, 0, "nodes"); err != nil || !strings.Contains(out, "contact, this, draining") {
 		t.Errorf("%v: %s", err, out)
 	}
-	if out, err := b.ds(0, "undrain", "a"); err != nil {
+	if out, err := c.ds(b, 0, "undrain", "a"); err != nil {
 		t.Errorf("%v: %s", err, out)
 	}
 	// The counts that others know are a second old.
 	c.eventually("a plan of one client for each of two nodes", func(context.Context) (bool, error) {
-		out, err := b.ds(0, "rebalance", "--dry-run")
+		out, err := c.ds(b, 0, "rebalance", "--dry-run")
 		return strings.Contains(out, "b     1       2        1") && strings.Contains(out, "b     a   1"), err
 	})
-	if out, err := b.ds(0, "rebalance"); err != nil || !strings.Contains(out, "rebalanced: clients that have gone: 1 (1 to a)") {
+	if out, err := c.ds(b, 0, "rebalance"); err != nil || !strings.Contains(out, "rebalanced: clients that have gone: 1 (1 to a)") {
 		t.Errorf("%v: %s", err, out)
 	}
 	owners := map[*node]bool{c.owner(d, optimised): true, c.owner(d, relayed): true}

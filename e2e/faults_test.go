@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -19,9 +18,9 @@ func TestNothingStaysBehind(t *testing.T) {
 			if !inside(t, everything...) {
 				return
 			}
-			c := start(t, setup{servers: 2, homeLink: true})
-			hosts := []*topology.Host{c.home, c.clients[0].Host}
-			for _, n := range c.nodes {
+			c := start(t, setup{Servers: 2, HomeLink: true})
+			hosts := []*topology.Host{c.Home, c.clients[0].Host}
+			for _, n := range c.Nodes {
 				hosts = append(hosts, n.Host)
 			}
 			before := make([][]string, len(hosts))
@@ -29,9 +28,9 @@ func TestNothingStaysBehind(t *testing.T) {
 				before[i] = c.traces(h)
 			}
 			c.startAll(0)
-			lines := c.clients[0].socat(c.servers[0].addr.Addr())
+			lines := c.clients[0].socat(c.Servers[0].Addr.Addr())
 			lines.expect("hello", "1 a hello")
-			c.mode(c.servers[0], c.clients[0], api.Optimised)
+			c.mode(c.Servers[0], c.clients[0], api.Optimised)
 			for i, h := range hosts {
 				if slices.Equal(c.traces(h), before[i]) {
 					t.Errorf("%s: nothing to be seen of what runs there", h.Name())
@@ -39,8 +38,8 @@ func TestNothingStaysBehind(t *testing.T) {
 			}
 			daemons := c.daemons()
 			lines.bye()
-			for _, n := range c.nodes {
-				for _, p := range n.apps {
+			for _, n := range c.Nodes {
+				for _, p := range n.Apps {
 					if err := p.Stop(patience); err != nil {
 						t.Error(err)
 					}
@@ -74,13 +73,13 @@ func TestNothingStaysBehind(t *testing.T) {
 
 // daemons are all that run.
 func (c *cluster) daemons() []*topology.Process {
-	all := []*topology.Process{c.homeAgent}
-	for _, n := range c.nodes {
-		all = append(all, n.dsco)
+	all := []*topology.Process{c.HomeAgent}
+	for _, n := range c.Nodes {
+		all = append(all, n.Daemon)
 	}
 	for _, cl := range c.clients {
-		if cl.dsco != nil {
-			all = append(all, cl.dsco)
+		if cl.Correspondent != nil {
+			all = append(all, cl.Correspondent)
 		}
 	}
 	return all
@@ -95,14 +94,14 @@ func TestDaemonKilled(t *testing.T) {
 				return
 			}
 			c := launchAll(t, setup{}, m.optimised[:len(m.optimised)/2]...)
-			d, cl, b := c.servers[0], c.clients[0], c.nodes[1]
+			d, cl, b := c.Servers[0], c.clients[0], c.Nodes[1]
 			e := c.everyday(d, 4<<20, 1<<20)
 			c.handoff(d, cl, b)
-			b.dsco.Kill()
-			b.startDaemon()
+			b.Daemon.Kill()
+			c.startDaemon(b)
 			c.connected(d)
 			e.talk(c, d)
-			c.handoff(d, cl, c.nodes[2])
+			c.handoff(d, cl, c.Nodes[2])
 			c.handoff(d, cl, b)
 			e.end(c, d, 3)
 		})
@@ -115,9 +114,9 @@ func TestApplicationKilled(t *testing.T) {
 	if !inside(t, everything...) {
 		return
 	}
-	c := launchAll(t, setup{clients: 2}, 0)
-	d, b := c.servers[0], c.nodes[1]
-	server := d.addr.Addr()
+	c := launchAll(t, setup{Clients: 2}, 0)
+	d, b := c.Servers[0], c.Nodes[1]
+	server := d.Addr.Addr()
 	lost, other := c.clients[0].socat(server), c.clients[1].socat(server)
 	lost.expect("hello", "1 a hello")
 	other.expect("hello", "1 a hello")
@@ -128,19 +127,19 @@ func TestApplicationKilled(t *testing.T) {
 	defer cancel()
 	said := make(chan error, 1)
 	go func() {
-		for e, err := range b.api.Watch(ctx, api.WatchOptions{}) {
+		for e, err := range b.API.Watch(ctx, api.WatchOptions{}) {
 			if err != nil || e.Kind == api.EventDetached && strings.Contains(e.Detail, "lost") {
 				said <- err
 				return
 			}
 		}
 	}()
-	b.apps[0].Kill()
+	b.Apps[0].Kill()
 	if err := <-said; err != nil {
 		t.Errorf("nobody says what was lost: %v", err)
 	}
 	other.expect("still", "2 a still")
-	b.startApp(d)
+	c.startApp(b, d)
 	c.handoff(d, c.clients[1], b)
 	other.expect("there", "3 b there")
 	// The client that has lost its connection comes again.
@@ -161,16 +160,16 @@ func TestHomeAgentKilled(t *testing.T) {
 			if !inside(t, everything...) {
 				return
 			}
-			c := launchAll(t, setup{clients: 2}, m.optimised...)
-			d := c.servers[0]
+			c := launchAll(t, setup{Clients: 2}, m.optimised...)
+			d := c.Servers[0]
 			e := c.everyday(d, 4<<20, 1<<20)
-			c.homeAgent.Kill()
-			c.homeAgent = c.daemon(c.home, "home-agent", c.dir+"/h.toml")
+			c.HomeAgent.Kill()
+			c.startHomeAgent()
 			e.talk(c, d)
 			for _, cl := range c.clients {
 				c.handoff(d, cl, c.next(c.owner(d, cl)))
 			}
-			late := c.clients[0].redis(d.addr.Addr())
+			late := c.clients[0].redis(d.Addr.Addr())
 			late.expect("PING", "PONG")
 			late.bye()
 			e.end(c, d, 1)
@@ -187,11 +186,11 @@ func (c *cluster) cleanup() {
 			c.t.Errorf("%s: dsco cleanup: %v: %s", h.Name(), err, out)
 		}
 	}
-	run(c.home, c.dir+"/h.toml")
-	for _, n := range c.nodes {
-		run(n.Host, n.config)
+	run(c.Home, c.HomeConfig)
+	for _, n := range c.Nodes {
+		run(n.Host, n.Config)
 	}
 	for _, cl := range c.clients {
-		run(cl.Host, fmt.Sprintf("%s/%s.toml", c.dir, cl.Name()))
+		run(cl.Host, c.Config(cl.Name()))
 	}
 }

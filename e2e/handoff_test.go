@@ -23,10 +23,10 @@ func sessions(t *testing.T, s setup, optimised bool) {
 		who, mode = []int{0}, api.Optimised
 	}
 	c := launchAll(t, s, who...)
-	d, cl := c.servers[0], c.clients[0]
+	d, cl := c.Servers[0], c.clients[0]
 	k := c.capture(cl.Host, "eth0")
-	between := []*capture{c.capture(c.router, "servers"), c.capture(c.home, "eth0"), c.capture(c.nodes[1].Host, "eth0")}
-	server := d.addr.Addr()
+	between := []*capture{c.capture(c.Router, "servers"), c.capture(c.Home, "eth0"), c.capture(c.Nodes[1].Host, "eth0")}
+	server := d.Addr.Addr()
 
 	lines, store := cl.socat(server), cl.redis(server)
 	lines.expect("hello", "1 a hello")
@@ -36,7 +36,7 @@ func sessions(t *testing.T, s setup, optimised bool) {
 	beat := cl.pulse(server)
 	handoffs := 0
 	for i := range 6 {
-		to := c.nodes[(i+1)%3]
+		to := c.Nodes[(i+1)%3]
 		h := c.handoff(d, cl, to)
 		handoffs++
 		if h.Mode != mode || h.Connections != 3 {
@@ -70,14 +70,14 @@ func TestSessionsRelayed(t *testing.T) {
 
 func TestSessionsOnAHomeLink(t *testing.T) {
 	if inside(t, everything...) {
-		sessions(t, setup{homeLink: true}, true)
+		sessions(t, setup{HomeLink: true}, true)
 	}
 }
 
 // Where the kernel does not forward what is in tunnels, the daemons do.
 func TestSessionsByDaemons(t *testing.T) {
 	if inside(t, everything...) {
-		sessions(t, setup{userTunnels: true}, false)
+		sessions(t, setup{UserTunnels: true}, false)
 	}
 }
 
@@ -98,9 +98,9 @@ func TestTransfers(t *testing.T) {
 			if !inside(t, everything...) {
 				return
 			}
-			c := launchAll(t, setup{clients: 2}, m.optimised...)
-			d := c.servers[0]
-			server := d.addr.Addr()
+			c := launchAll(t, setup{Clients: 2}, m.optimised...)
+			d := c.Servers[0]
+			server := d.Addr.Addr()
 			var captures []*capture
 			var jobs []*job
 			for _, cl := range c.clients {
@@ -122,9 +122,9 @@ func TestAHundredConnections(t *testing.T) {
 	if !inside(t, everything...) {
 		return
 	}
-	c := launchAll(t, setup{clients: 2}, 0)
-	d := c.servers[0]
-	server := d.addr.Addr()
+	c := launchAll(t, setup{Clients: 2}, 0)
+	d := c.Servers[0]
+	server := d.Addr.Addr()
 	var captures []*capture
 	var jobs []*job
 	for _, cl := range c.clients {
@@ -143,11 +143,11 @@ func TestRedisBenchmark(t *testing.T) {
 	if !inside(t, everything...) {
 		return
 	}
-	c := launchAll(t, setup{clients: 2}, 0)
-	d := c.servers[0]
+	c := launchAll(t, setup{Clients: 2}, 0)
+	d := c.Servers[0]
 	var jobs []*job
 	for _, cl := range c.clients {
-		jobs = append(jobs, cl.benchmark(d.addr.Addr(), 2_000, 20))
+		jobs = append(jobs, cl.benchmark(d.Addr.Addr(), 2_000, 20))
 	}
 	handoffs := c.rotate(d, c.clients, 2, jobs...)
 	t.Logf("%d handoffs", handoffs)

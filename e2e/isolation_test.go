@@ -6,11 +6,11 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
-	"path/filepath"
 	"testing"
 
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/e2e/watch"
+	"github.com/distributed-servers/ds/internal/testbed"
 	"github.com/distributed-servers/ds/mobility/wire"
 	"github.com/distributed-servers/ds/tun"
 )
@@ -21,27 +21,27 @@ func TestTwoServers(t *testing.T) {
 	if !inside(t, everything...) {
 		return
 	}
-	c := launchAll(t, setup{clients: 2, servers: 2}, 0)
-	one, two := c.servers[0], c.servers[1]
+	c := launchAll(t, setup{Clients: 2, Servers: 2}, 0)
+	one, two := c.Servers[0], c.Servers[1]
 	var captures []*capture
 	var lines []*dialogue
 	var jobs []*job
 	for _, cl := range c.clients {
 		captures = append(captures, c.capture(cl.Host, "eth0"))
-		for _, d := range c.servers {
-			l := cl.socat(d.addr.Addr())
+		for _, d := range c.Servers {
+			l := cl.socat(d.Addr.Addr())
 			l.expect("hello", "1 a hello")
 			lines = append(lines, l)
-			jobs = append(jobs, cl.download(d.addr.Addr(), 2<<20, 1<<20))
+			jobs = append(jobs, cl.download(d.Addr.Addr(), 2<<20, 1<<20))
 		}
 	}
 	for i, cl := range c.clients {
-		c.handoff(one, cl, c.nodes[1])
-		c.handoff(two, cl, c.nodes[2])
+		c.handoff(one, cl, c.Nodes[1])
+		c.handoff(two, cl, c.Nodes[2])
 		lines[2*i].expect("there", "2 b there")
 		lines[2*i+1].expect("there", "2 c there")
 	}
-	c.takeOver(two, c.nodes[1], false)
+	c.takeOver(two, c.Nodes[1], false)
 	for i := range c.clients {
 		lines[2*i].expect("still", "3 b still")
 		lines[2*i+1].expect("still", "3 c still")
@@ -51,8 +51,8 @@ func TestTwoServers(t *testing.T) {
 		l.bye()
 	}
 	for _, k := range captures {
-		for _, d := range c.servers {
-			k.check(d.addr.Addr(), watch.Limits{Handoffs: 4, Again: fewAgain})
+		for _, d := range c.Servers {
+			k.check(d.Addr.Addr(), watch.Limits{Handoffs: 4, Again: fewAgain})
 		}
 	}
 }
@@ -63,12 +63,12 @@ func TestAnApplicationCannotSendAsAnother(t *testing.T) {
 	if !inside(t, everything...) {
 		return
 	}
-	c := start(t, setup{servers: 2})
-	c.configure()
-	c.homeAgent = c.daemon(c.home, "home-agent", filepath.Join(c.dir, "h.toml"))
-	n, cl := c.nodes[0], c.clients[0]
-	n.startDaemon()
-	one, two := c.servers[0], c.servers[1]
+	c := start(t, setup{Servers: 2})
+	c.ok(c.Configure())
+	c.startHomeAgent()
+	n, cl := c.Nodes[0], c.clients[0]
+	c.startDaemon(n)
+	one, two := c.Servers[0], c.Servers[1]
 	c.registered(n, one)
 	device := c.attach(n, one)
 
@@ -77,26 +77,26 @@ func TestAnApplicationCannotSendAsAnother(t *testing.T) {
 		from, tunnel netip.Addr // tunnel: the packet is in one, from there to the contact
 		arrives      bool
 	}{
-		{n.careOf(one), none, true},
-		{n.careOf(two), none, false},
-		{two.addr.Addr(), none, false},
-		{c.nodes[1].careOf(one), none, false},
-		{n.addr, none, false},
-		{c.nodes[1].addr, none, false},
-		{at(serverNet, "::1"), none, false},
-		{cl.addr, none, false},
+		{n.CareOf(one), none, true},
+		{n.CareOf(two), none, false},
+		{two.Addr.Addr(), none, false},
+		{c.Nodes[1].CareOf(one), none, false},
+		{n.Addr, none, false},
+		{c.Nodes[1].Addr, none, false},
+		{testbed.At(testbed.ServerNet, "::1"), none, false},
+		{cl.Addr, none, false},
 		{netip.MustParseAddr("2001:db8:ffff::1"), none, false},
-		{one.addr.Addr(), n.careOf(one), true},
-		{two.addr.Addr(), n.careOf(one), false},
-		{two.addr.Addr(), n.careOf(two), false},
-		{cl.addr, n.careOf(one), false},
-		{one.addr.Addr(), n.careOf(one), true}, // at last: all before have had their time
+		{one.Addr.Addr(), n.CareOf(one), true},
+		{two.Addr.Addr(), n.CareOf(one), false},
+		{two.Addr.Addr(), n.CareOf(two), false},
+		{cl.Addr, n.CareOf(one), false},
+		{one.Addr.Addr(), n.CareOf(one), true}, // at last: all before have had their time
 	}
 	heard := c.listen(cl)
 	for i, try := range tries {
-		p := datagram(try.from, cl.addr, firstPort+uint16(i))
+		p := datagram(try.from, cl.Addr, firstPort+uint16(i))
 		if try.tunnel.IsValid() {
-			p = ipv6(try.tunnel, n.addr, wire.IPv6, p)
+			p = ipv6(try.tunnel, n.Addr, wire.IPv6, p)
 		}
 		if _, err := device.Write(p); err != nil {
 			t.Fatalf("from %s: %v", try.from, err)
@@ -153,7 +153,7 @@ func (c *cluster) attach(n *node, d *server) *tun.TUN {
 	c.t.Helper()
 	ctx, cancel := c.within(patience)
 	defer cancel()
-	s, welcome, files, err := api.Attach(ctx, n.socket, d.addr.Addr(), &api.Message{Kind: api.Hello, Program: "e2e"})
+	s, welcome, files, err := api.Attach(ctx, n.Socket, d.Addr.Addr(), &api.Message{Kind: api.Hello, Program: "e2e"})
 	c.ok(err)
 	c.t.Cleanup(func() { s.Close() })
 	device, err := tun.FromFiles(files, welcome.Config.MTU)

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/distributed-servers/ds/internal/netns/topology"
+	"github.com/distributed-servers/ds/internal/testbed"
 )
 
 // tool runs ds on a host, with what it needs to know for its files.
@@ -37,15 +38,14 @@ type made struct {
 
 // install runs ds init or ds join on a node, as an operator would. All hosts share
 // one file system here, so directories and sockets have to be told apart.
-func (n *node) install(args ...string) (m made) {
-	c := n.cluster
+func (c *cluster) install(n *node, args ...string) (m made) {
 	c.t.Helper()
-	dir := filepath.Join(c.dir, n.Name())
-	n.config = filepath.Join(dir, "dsco.toml")
-	out, err := c.tool(n.Host, append(args, "--json", "--name", n.Name(), "--config", n.config, "--state", filepath.Join(dir, "state"))...)
+	dir := filepath.Join(c.Dir, n.Name())
+	n.Config = filepath.Join(dir, "dsco.toml")
+	out, err := c.tool(n.Host, append(args, "--json", "--name", n.Name(), "--config", n.Config, "--state", filepath.Join(dir, "state"))...)
 	c.ok(err)
 	c.ok(json.Unmarshal(out, &m))
-	c.edit(n.config, n.socket)
+	c.edit(n.Config, n.Socket)
 	return m
 }
 
@@ -63,8 +63,8 @@ func (c *cluster) edit(config, socket string) {
 
 // authorities are what a node's list of members says: how many there are, and
 // which nodes have no certificate of the one that signs.
-func (n *node) authorities() (count int, late []string, err error) {
-	out, err := n.cluster.tool(n.Host, "ca", "show", "--json", "--config", n.config)
+func (c *cluster) authorities(n *node) (count int, late []string, err error) {
+	out, err := c.tool(n.Host, "ca", "show", "--json", "--config", n.Config)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -91,69 +91,70 @@ func TestJoin(t *testing.T) {
 		return
 	}
 	c := start(t, setup{})
-	d, cl, a, b, third := c.servers[0], c.clients[0], c.nodes[0], c.nodes[1], c.nodes[2]
-	all := c.nodes
+	d, cl, a, b, third := c.Servers[0], c.clients[0], c.Nodes[0], c.Nodes[1], c.Nodes[2]
+	all := c.Nodes
 	up := func(n *node) {
 		t.Helper()
-		n.startDaemon()
-		n.startApp(d)
+		c.startDaemon(n)
+		c.startApp(n, d)
 	}
 
-	c.nodes = all[:1]
-	first := a.install("init", "--server", d.addr.String(), "--home-agent", homeAddr.String(), "--app-user", fmt.Sprint(appUID()), "--app-user", "root")
-	c.edit(first.HomeAgent, filepath.Join(c.dir, "h.sock"))
+	c.Nodes = all[:1]
+	first := c.install(a, "init", "--server", d.Addr.String(), "--home-agent", testbed.HomeAddr.String(), "--app-user", fmt.Sprint(appUID()), "--app-user", "root")
+	c.edit(first.HomeAgent, filepath.Join(c.Dir, "h.sock"))
 	b1, err := os.ReadFile(first.HomeAgent)
 	c.ok(err)
-	c.ok(os.WriteFile(first.HomeAgent, []byte(strings.Replace(string(b1), "[home_agent]\n", fmt.Sprintf("[home_agent]\nstate = %q\n", filepath.Join(c.dir, "state-h")), 1)), 0o640))
-	c.homeAgent = c.daemon(c.home, "home-agent", first.HomeAgent)
+	c.HomeConfig = first.HomeAgent
+	c.ok(os.WriteFile(c.HomeConfig, []byte(strings.Replace(string(b1), "[home_agent]\n", fmt.Sprintf("[home_agent]\nstate = %q\n", filepath.Join(c.Dir, "state-h")), 1)), 0o640))
+	c.startHomeAgent()
 	up(a)
 	c.registered(a, d)
-	beat := cl.pulse(d.addr.Addr())
+	beat := cl.pulse(d.Addr.Addr())
 
-	c.nodes = all[:2]
-	b.install("join", first.Token)
+	c.Nodes = all[:2]
+	c.install(b, "join", first.Token)
 	up(b)
 	c.connected(d)
 	c.handoff(d, cl, b)
-	if _, err := c.tool(third.Host, "join", first.Token, "--name", "c", "--config", filepath.Join(c.dir, "x.toml"), "--state", filepath.Join(c.dir, "x")); err == nil || !strings.Contains(err.Error(), "has been used") {
+	if _, err := c.tool(third.Host, "join", first.Token, "--name", "c", "--config", filepath.Join(c.Dir, "x.toml"), "--state", filepath.Join(c.Dir, "x")); err == nil || !strings.Contains(err.Error(), "has been used") {
 		t.Errorf("the token a second time: %v", err)
 	}
 
 	// The authority is exchanged; a third node joins in between.
 	reload := func() {
 		t.Helper()
-		c.ok(a.dsco.Signal(syscall.SIGHUP)) // it would look by itself, seconds later
+		c.ok(a.Daemon.Signal(syscall.SIGHUP)) // it would look by itself, seconds later
 	}
-	_, err = c.tool(a.Host, "ca", "rotate", "--config", a.config)
+	_, err = c.tool(a.Host, "ca", "rotate", "--config", a.Config)
 	c.ok(err)
 	reload()
-	c.nodes = all
+	c.Nodes = all
 	var token struct{ Token string }
-	out, err := c.tool(a.Host, "token", "--json", "--config", a.config)
+	out, err := c.tool(a.Host, "token", "--json", "--config", a.Config)
 	c.ok(err)
 	c.ok(json.Unmarshal(out, &token))
-	third.install("join", token.Token)
+	c.install(third, "join", token.Token)
 	up(third)
 	c.connected(d)
 	c.handoff(d, cl, third)
 	c.eventually("all have certificates of the new authority", func(context.Context) (bool, error) {
-		_, late, err := a.authorities()
+		_, late, err := c.authorities(a)
 		return len(late) == 0 && err == nil, fmt.Errorf("not yet: %q, %v", late, err)
 	})
-	_, err = c.tool(a.Host, "ca", "retire", "--config", a.config)
+	_, err = c.tool(a.Host, "ca", "retire", "--config", a.Config)
 	c.ok(err)
 	reload()
-	for _, n := range c.nodes {
+	for _, n := range c.Nodes {
 		c.eventually(n.Name()+" believes the new authority only", func(context.Context) (bool, error) {
-			count, _, err := n.authorities()
+			count, _, err := c.authorities(n)
 			return count == 1, err
 		})
 	}
 	c.handoff(d, cl, a)
 
 	// One is started anew, with the certificate that it has now.
-	c.ok(b.dsco.Stop(patience))
-	b.startDaemon()
+	c.ok(b.Daemon.Stop(patience))
+	c.startDaemon(b)
 	c.connected(d)
 	close(beat.stop)
 	<-beat.done

@@ -12,9 +12,9 @@ import (
 )
 
 // ds runs the tool on a node, as root or, if it is not zero, as another user.
-func (n *node) ds(uid int, args ...string) (string, error) {
-	n.cluster.t.Helper()
-	cmd := n.Command(n.cluster.ctx, program("ds"), append(args, "--socket", n.socket)...)
+func (c *cluster) ds(n *node, uid int, args ...string) (string, error) {
+	c.t.Helper()
+	cmd := n.Command(c.ctx, program("ds"), append(args, "--socket", n.Socket)...)
 	if uid != 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
 	}
@@ -29,14 +29,14 @@ func TestOperator(t *testing.T) {
 		return
 	}
 	c := launchAll(t, setup{}, 0)
-	d, cl, a, b := c.servers[0], c.clients[0], c.nodes[0], c.nodes[1]
-	lines := cl.socat(d.addr.Addr())
+	d, cl, a, b := c.Servers[0], c.clients[0], c.Nodes[0], c.Nodes[1]
+	lines := cl.socat(d.Addr.Addr())
 	lines.expect("hello", "1 a hello")
 	c.mode(d, cl, api.Optimised)
 
 	says := func(n *node, want []string, args ...string) {
 		t.Helper()
-		out, err := n.ds(0, args...)
+		out, err := c.ds(n, 0, args...)
 		if err != nil {
 			t.Errorf("ds %s on %s: %v: %s", strings.Join(args, " "), n.Name(), err, out)
 		}
@@ -46,9 +46,9 @@ func TestOperator(t *testing.T) {
 			}
 		}
 	}
-	client, server := cl.addr.String(), d.addr.Addr().String()
-	says(a, []string{server, a.careOf(d).String()}, "status")
-	says(a, []string{"a", "b", "c", b.careOf(d).String()}, "nodes")
+	client, server := cl.Addr.String(), d.Addr.Addr().String()
+	says(a, []string{server, a.CareOf(d).String()}, "status")
+	says(a, []string{"a", "b", "c", b.CareOf(d).String()}, "nodes")
 	says(a, []string{client, string(api.Optimised)}, "clients")
 	says(a, []string{"a", "b"}, "handoff", client, "b")
 	lines.expect("there", "2 b there")
@@ -58,7 +58,7 @@ func TestOperator(t *testing.T) {
 	says(b, nil, "handoff", client, "c")
 	lines.expect("there", "3 c there")
 
-	out, err := b.ds(0, "nodes", "--json")
+	out, err := c.ds(b, 0, "nodes", "--json")
 	var nodes []api.NodeInfo
 	if err != nil || json.Unmarshal([]byte(out), &nodes) != nil || len(nodes) != 3 || !nodes[1].Contact {
 		t.Errorf("ds nodes --json: %v: %s", err, out)
@@ -67,14 +67,14 @@ func TestOperator(t *testing.T) {
 	// What cannot be done says why.
 	refused := func(n *node, uid int, want string, args ...string) {
 		t.Helper()
-		if out, err := n.ds(uid, args...); err == nil || !strings.Contains(out, want) {
+		if out, err := c.ds(n, uid, args...); err == nil || !strings.Contains(out, want) {
 			t.Errorf("ds %s as user %d: %v: no %q in %s", strings.Join(args, " "), uid, err, want, out)
 		}
 	}
 	refused(a, 0, "the contact, b, knows the owners", "handoff", client, "b")
-	refused(c.nodes[2], 0, `no node "x"; there are a, b, c`, "handoff", client, "x")
+	refused(c.Nodes[2], 0, `no node "x"; there are a, b, c`, "handoff", client, "x")
 	if uid := appUID(); uid != 0 {
-		if out, err := a.ds(uid, "clients"); err != nil {
+		if out, err := c.ds(a, uid, "clients"); err != nil {
 			t.Errorf("ds clients as user %d: %v: %s", uid, err, out)
 		}
 		refused(a, uid, "root", "handoff", client, "a")

@@ -192,7 +192,7 @@ func (cl *client) upload(server netip.Addr, octets int64, rate int) *job {
 // pattern is a file with octets of the pattern, and its SHA-256.
 func (c *cluster) pattern(octets int64) (name string, sum []byte) {
 	c.t.Helper()
-	name = filepath.Join(c.dir, fmt.Sprintf("%d.octets", octets))
+	name = filepath.Join(c.Dir, fmt.Sprintf("%d.octets", octets))
 	if f := c.files[octets]; f != nil {
 		return name, f
 	}
@@ -209,7 +209,7 @@ func (c *cluster) pattern(octets int64) (name string, sum []byte) {
 // parallel has curl get octets of the pattern count times, all at once.
 func (cl *client) parallel(server netip.Addr, count int, octets int64, rate int) *job {
 	return cl.background(func(*job) error {
-		dir, err := os.MkdirTemp(cl.cluster.dir, "parallel")
+		dir, err := os.MkdirTemp(cl.cluster.Dir, "parallel")
 		if err != nil {
 			return err
 		}

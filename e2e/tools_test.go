@@ -26,18 +26,18 @@ func TestTools(t *testing.T) {
 		return
 	}
 	c := start(t, setup{})
-	cl, n := c.clients[0], c.nodes[0]
+	cl, n := c.clients[0], c.Nodes[0]
 	k := c.capture(cl.Host, "eth0")
-	p := c.launch(n.Command(c.ctx, program("service"), "-plain", n.addr.String()))
+	p := c.launch(n.Command(c.ctx, program("service"), "-plain", n.Addr.String()))
 	ready(c, p)
 
 	jobs := []*job{
-		cl.download(n.addr, 4<<20, 8<<20),
-		cl.upload(n.addr, 4<<20, 8<<20),
-		cl.parallel(n.addr, 100, 100_000, 1<<20),
-		cl.benchmark(n.addr, 1000, 20),
+		cl.download(n.Addr, 4<<20, 8<<20),
+		cl.upload(n.Addr, 4<<20, 8<<20),
+		cl.parallel(n.Addr, 100, 100_000, 1<<20),
+		cl.benchmark(n.Addr, 1000, 20),
 	}
-	lines, store := cl.socat(n.addr), cl.redis(n.addr)
+	lines, store := cl.socat(n.Addr), cl.redis(n.Addr)
 	lines.expect("hello", "1 plain hello")
 	store.expect("SET k v", "OK")
 	lines.expect("again", "2 plain again")
@@ -49,7 +49,7 @@ func TestTools(t *testing.T) {
 	if err := p.Stop(patience); err != nil {
 		t.Error(err)
 	}
-	flows := k.check(n.addr, watch.Limits{Again: fewAgain})
+	flows := k.check(n.Addr, watch.Limits{Again: fewAgain})
 	if len(flows) < 2*104 {
 		t.Errorf("%d flows", len(flows))
 	}
@@ -60,12 +60,12 @@ func TestToolsOnABadLink(t *testing.T) {
 	if !inside(t, clientPrograms...) {
 		return
 	}
-	c := start(t, setup{links: impair.Settings{Loss: .005, Reorder: .005, Delay: 2e6}})
-	cl, n := c.clients[0], c.nodes[0]
+	c := start(t, setup{Links: impair.Settings{Loss: .005, Reorder: .005, Delay: 2e6}})
+	cl, n := c.clients[0], c.Nodes[0]
 	k := c.capture(cl.Host, "eth0")
-	ready(c, c.launch(n.Command(c.ctx, program("service"), "-plain", n.addr.String())))
-	c.wait(cl.download(n.addr, 1<<20, 1<<30), cl.upload(n.addr, 1<<20, 1<<30))
-	k.check(n.addr, watch.Limits{Again: 1 << 19})
+	ready(c, c.launch(n.Command(c.ctx, program("service"), "-plain", n.Addr.String())))
+	c.wait(cl.download(n.Addr, 1<<20, 1<<30), cl.upload(n.Addr, 1<<20, 1<<30))
+	k.check(n.Addr, watch.Limits{Again: 1 << 19})
 }
 
 // A daemon's traces are seen, and that they are gone.
@@ -74,7 +74,7 @@ func TestTraces(t *testing.T) {
 		return
 	}
 	c := start(t, setup{})
-	h := c.nodes[0].Host
+	h := c.Nodes[0].Host
 	before := c.traces(h)
 	for _, tt := range []struct{ name, do, undo string }{
 		{"link", "ip link add d0 type veth peer name d1", "ip link del d0"},

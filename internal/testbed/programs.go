@@ -63,21 +63,22 @@ idle_timeout = "10s"
 	if b.Setup.HomeLink {
 		link = `interface = "eth0"`
 	}
-	_, err = b.write("h", fmt.Sprintf(`
+	err = b.write("h", fmt.Sprintf(`
 [home_agent]
 address = %q
 prefixes = [%q]
 socket = "h.sock"
 state = "state-h"
 refresh_advice = "4s"
+kernel_tunnels = %t
 %s
-%s`, HomeAddr, b.Servers[0].Addr.Masked(), link, &homes))
+%s`, HomeAddr, b.Servers[0].Addr.Masked(), !b.Setup.UserTunnels, link, &homes))
 	for i, n := range b.Nodes {
 		if err != nil {
 			break
 		}
 		others := strings.Join(append(append([]string{}, peers[:i]...), peers[i+1:]...), "")
-		n.Config, err = b.write(n.Name(), fmt.Sprintf(`
+		err = b.write(n.Name(), fmt.Sprintf(`
 [node]
 name = %q
 address = %q
@@ -87,29 +88,29 @@ cert = "%[1]s.pem"
 key = "%[1]s.key"
 socket = "%[1]s.sock"
 state = "state-%[1]s"
+kernel_tunnels = %[5]t
 [node.peers]
-%[3]s%[4]s`, n.Name(), n.Addr, others, &servers))
+%[3]s%[4]s`, n.Name(), n.Addr, others, &servers, !b.Setup.UserTunnels))
 	}
 	for _, c := range b.Clients {
 		if err != nil {
 			break
 		}
-		_, err = b.write(c.Name(), fmt.Sprintf("[correspondent]\nsocket = \"%[1]s.sock\"\nstate = \"state-%[1]s\"\n", c.Name()))
+		err = b.write(c.Name(), fmt.Sprintf("[correspondent]\nsocket = \"%[1]s.sock\"\nstate = \"state-%[1]s\"\n", c.Name()))
 	}
 	return err
 }
 
-// config is the file of a host.
-func (b *Bed) config(host string) string { return filepath.Join(b.Dir, host+".toml") }
+// Config is the configuration file of a host.
+func (b *Bed) Config(host string) string { return filepath.Join(b.Dir, host+".toml") }
 
 // write writes it. Names of files in it become absolute, which says more in
 // messages.
-func (b *Bed) write(host, text string) (file string, err error) {
+func (b *Bed) write(host, text string) error {
 	for _, key := range []string{"ca", "cert", "key", "socket", "state"} {
 		text = strings.ReplaceAll(text, "\n"+key+` = "`, "\n"+key+` = "`+b.Dir+"/")
 	}
-	file = b.config(host)
-	return file, os.WriteFile(file, []byte(text), 0o600)
+	return os.WriteFile(b.Config(host), []byte(text), 0o600)
 }
 
 // Start configures and starts everything: the home agent, the daemons and the
@@ -119,18 +120,8 @@ func (b *Bed) Start(ctx context.Context, optimised ...int) error {
 	if err := b.Configure(); err != nil {
 		return fmt.Errorf("testbed: configure: %w", err)
 	}
-	if err := b.StartHomeAgent(ctx); err != nil {
+	if err := b.StartDaemons(ctx, optimised...); err != nil {
 		return err
-	}
-	for _, n := range b.Nodes {
-		if err := n.StartDaemon(ctx); err != nil {
-			return err
-		}
-	}
-	for _, i := range optimised {
-		if err := b.Clients[i].StartCorrespondent(ctx); err != nil {
-			return err
-		}
 	}
 	for _, d := range b.Servers {
 		for _, n := range b.Nodes {
@@ -145,21 +136,39 @@ func (b *Bed) Start(ctx context.Context, optimised ...int) error {
 	return nil
 }
 
+// StartDaemons is the part of Start that is about dsco, in all its roles.
+func (b *Bed) StartDaemons(ctx context.Context, optimised ...int) error {
+	if err := b.StartHomeAgent(ctx); err != nil {
+		return err
+	}
+	for _, n := range b.Nodes {
+		if err := n.StartDaemon(ctx); err != nil {
+			return err
+		}
+	}
+	for _, i := range optimised {
+		if err := b.Clients[i].StartCorrespondent(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // StartHomeAgent starts the home agent.
 func (b *Bed) StartHomeAgent(ctx context.Context) (err error) {
-	b.HomeAgent, err = b.daemon(ctx, b.Home, "home-agent")
+	b.HomeAgent, err = b.daemon(ctx, b.Home, "home-agent", b.HomeConfig)
 	return err
 }
 
 // StartDaemon starts a node's daemon.
 func (n *Node) StartDaemon(ctx context.Context) (err error) {
-	n.Daemon, err = n.bed.daemon(ctx, n.Host, "node")
+	n.Daemon, err = n.bed.daemon(ctx, n.Host, "node", n.Config)
 	return err
 }
 
 // StartCorrespondent makes the client a correspondent.
 func (c *Client) StartCorrespondent(ctx context.Context) (err error) {
-	c.Correspondent, err = c.bed.daemon(ctx, c.Host, "correspondent")
+	c.Correspondent, err = c.bed.daemon(ctx, c.Host, "correspondent", c.bed.Config(c.Name()))
 	return err
 }
 
@@ -174,7 +183,7 @@ func (b *Bed) Launch(cmd *topology.Cmd) (*topology.Process, error) {
 
 // daemon starts dsco in a role and waits until it says that it is ready, as
 // systemd does (sd_notify).
-func (b *Bed) daemon(ctx context.Context, h *topology.Host, role string) (*topology.Process, error) {
+func (b *Bed) daemon(ctx context.Context, h *topology.Host, role, config string) (*topology.Process, error) {
 	name := filepath.Join(b.Dir, h.Name()+".notify")
 	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
 	if err != nil {
@@ -182,7 +191,7 @@ func (b *Bed) daemon(ctx context.Context, h *topology.Host, role string) (*topol
 	}
 	defer os.Remove(name)
 	defer notify.Close()
-	cmd := h.Command(context.Background(), filepath.Join(b.Setup.Programs, "dsco"), role, "--config", b.config(h.Name()))
+	cmd := h.Command(context.Background(), filepath.Join(b.Setup.Programs, "dsco"), role, "--config", config)
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+name)
 	p, err := b.Launch(cmd)
 	if err != nil {

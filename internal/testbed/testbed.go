@@ -31,6 +31,8 @@ type Setup struct {
 	Servers  int  // distributed servers; default 1
 	HomeLink bool // they are on the home agent's link, instead of routed to it
 
+	UserTunnels bool // kernel_tunnels = false
+
 	// Links are the clients', in both directions. Zero: pairs of interfaces.
 	Links impair.Settings
 
@@ -49,8 +51,9 @@ type Bed struct {
 	Nodes   []*Node
 	Servers []*Server
 
-	HomeAgent *topology.Process
-	Running   []*topology.Process // all that ever ran
+	HomeAgent  *topology.Process
+	HomeConfig string              // file
+	Running    []*topology.Process // all that ever ran
 }
 
 // Client is a host with a client's programs.
@@ -133,6 +136,7 @@ func (b *Bed) build() (err error) {
 	if b.Home, err = b.Host("h"); err != nil {
 		return err
 	}
+	b.HomeConfig = b.Config("h")
 	if _, err := b.Connect(end(b.Home, "eth0", HomeNet, "::2"), end(b.Router, "home", HomeNet, "::1")); err != nil {
 		return err
 	}
@@ -144,7 +148,7 @@ func (b *Bed) build() (err error) {
 		return err
 	}
 	for i := range b.Setup.Clients {
-		if err := b.addClient(i + 1); err != nil {
+		if _, err := b.AddClient(i+1, b.Setup.Links); err != nil {
 			return err
 		}
 	}
@@ -170,25 +174,31 @@ func (b *Bed) build() (err error) {
 	return nil
 }
 
-func (b *Bed) addClient(i int) (err error) {
+// AddClient connects client ci with the router, as if it had been there from the
+// beginning; number i must not have been used. link is like Setup.Links.
+func (b *Bed) AddClient(i int, link impair.Settings) (c *Client, err error) {
 	name := fmt.Sprintf("c%d", i)
 	p := netip.MustParsePrefix("2001:db8:" + name + "::/64")
-	c := &Client{bed: b, Addr: At(p, "::2")}
+	c = &Client{bed: b, Addr: At(p, "::2")}
 	if c.Host, err = b.Host(name); err != nil {
-		return err
+		return nil, err
 	}
 	here, there := end(c.Host, "eth0", p, "::2"), end(b.Router, name, p, "::1")
-	if l := b.Setup.Links; l == (impair.Settings{}) {
+	if link == (impair.Settings{}) {
 		c.Link, err = b.Connect(here, there)
 	} else {
-		c.Link, err = b.ConnectImpaired(here, there, b.Setup.Seed+uint64(i), l, l)
+		c.Link, err = b.ConnectImpaired(here, there, b.Setup.Seed+uint64(i), link, link)
+	}
+	if err = errors.Join(err, c.Route(Everywhere, At(p, "::1"))); err != nil {
+		return nil, err
 	}
 	b.Clients = append(b.Clients, c)
-	return errors.Join(err, c.Route(Everywhere, At(p, "::1")))
+	return c, nil
 }
 
 func (b *Bed) addNode(sw *topology.Switch, name string) (err error) {
 	n := &Node{bed: b, Addr: At(ServerNet, "::"+name), Socket: filepath.Join(b.Dir, name+".sock"), Apps: make([]*topology.Process, b.Setup.Servers)}
+	n.Config = b.Config(name)
 	n.API = &api.Client{Socket: n.Socket}
 	if n.Host, err = b.Host(name); err != nil {
 		return err

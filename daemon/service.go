@@ -209,9 +209,7 @@ func (s *service) keep(p []byte, send func(...[]byte)) {
 	}
 	s.counts.unknown.Add(1)
 	s.mu.Lock()
-	inner := p[wire.HeaderLen:]
-	client, _ := netip.AddrFromSlice(inner[8:24])
-	to, ok := s.member.Unknown(client, begins(inner))
+	to, ok := s.member.Unknown(s.n.now(), p[wire.HeaderLen:])
 	s.mu.Unlock()
 	if !ok {
 		return
@@ -245,12 +243,6 @@ func isSignalling(inner []byte) bool {
 		return ok && len(e.Quoted) > wire.HeaderLen && wire.Protocol(e.Quoted[6]) == wire.Mobility
 	}
 	return false
-}
-
-// begins tells whether a packet begins a TCP connection.
-func begins(inner []byte) bool {
-	const flagsAt, syn, ack = wire.HeaderLen + 13, 0x02, 0x10
-	return len(inner) > flagsAt && wire.Protocol(inner[6]) == wire.TCP && inner[flagsAt]&(syn|ack) == syn
 }
 
 // command gives the member an input that it answers.

@@ -46,20 +46,6 @@ func TestIsSignalling(t *testing.T) {
 	}
 }
 
-func TestBegins(t *testing.T) {
-	for flags, want := range map[byte]bool{0x02: true, 0xc2: true, 0x12: false, 0x10: false, 0x04: false, 0: false} {
-		payload := make([]byte, 20)
-		payload[13] = flags
-		b := packet(t, wire.TCP, payload)
-		if got := begins(b); got != want {
-			t.Errorf("flags %#x: %v", flags, got)
-		}
-		if begins(b[:53]) {
-			t.Error("a packet without flags begins a connection")
-		}
-	}
-}
-
 // The name is the same after every start, and fits (IFNAMSIZ).
 func TestInterfaceName(t *testing.T) {
 	seen := make(map[string]bool)

@@ -109,11 +109,8 @@ func (p *process) keep(b []byte) {
 		p.put(item{in: member.Received{Packet: b}})
 		return
 	}
-	client := netip.AddrFrom16([16]byte(inner[8:24]))
-	const flagsAt, syn, ack = wire.HeaderLen + 13, 0x02, 0x10 // RFC 9293 section 3.1
-	begins := len(inner) > flagsAt && wire.Protocol(inner[6]) == wire.TCP && inner[flagsAt]&(syn|ack) == syn
 	p.mu.Lock()
-	to, ok := p.member.Unknown(client, begins)
+	to, ok := p.member.Unknown(p.daemon.cluster.now(), inner)
 	p.mu.Unlock()
 	if !ok {
 		return

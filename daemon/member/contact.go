@@ -30,7 +30,7 @@ func (m *Member) follow(c Contact) {
 	} else {
 		m.register(node.Resign{})
 		m.registered = false
-		m.owners, m.unreported = nil, nil
+		m.owners = nil
 		m.endTakeover(nil) // if it was this one's that was waited for
 	}
 	m.toApp(&api.Message{Kind: api.ConfigChanged, Config: m.sessionConfig()})
@@ -40,13 +40,13 @@ func (m *Member) follow(c Contact) {
 // lead begins to be the contact.
 func (m *Member) lead(was Contact) {
 	m.owners = make(map[netip.Addr]Owner)
-	m.unreported = make(map[string]struct{})
-	for name := range m.up {
-		m.unreported[name] = struct{}{}
+	m.missing = make(map[string]bool)
+	for name := range m.Peers() {
+		m.missing[name] = false
 	}
-	m.oldContact, m.graceEnds, m.beginners = "", 0, nil
+	m.patience = m.now + reportTime
 	if was.Name != m.cfg.Name {
-		m.oldContact, m.graceEnds = was.Name, m.now+m.cfg.HandshakeGrace
+		m.handshakes[was.Name] = m.now + m.cfg.HandshakeGrace
 	}
 	m.out.NewRelay = true
 	m.out.Relay = append(m.out.Relay[:0], m.relayNodes())
@@ -73,6 +73,10 @@ type hesitation struct{}
 
 // begin is the start.
 func (m *Member) begin() {
+	m.awaiting = true
+	for name := range m.Peers() {
+		m.away[name] = m.now
+	}
 	m.hesitating = true
 	m.timers.Set(hesitation{}, m.now+m.cfg.StartGrace)
 	m.follow(m.contact)
@@ -110,35 +114,6 @@ func (m *Member) relayNodes() relay.Input {
 		in.Nodes = append(in.Nodes, a.CareOf, a.Daemon)
 	}
 	return in
-}
-
-// maxBeginners bounds how many clients are remembered to have begun here after
-// a takeover.
-const maxBeginners = 1 << 16
-
-// Unknown tells where a packet goes that has come through the home agent from a
-// client of whom the relay knows nothing. It is for this node's application,
-// except shortly after a takeover: until all members have said what they own
-// nobody can tell, so it is dropped and comes again (ok is false); and what is
-// not the beginning of a connection, of a client of which none was seen, may
-// belong to one that has begun at the contact of before. Whether or not the
-// daemon there runs, the application may, and this node's would reset the
-// connection.
-func (m *Member) Unknown(client netip.Addr, begins bool) (careOf netip.Addr, ok bool) {
-	switch _, here := m.beginners[client]; {
-	case len(m.unreported) > 0:
-		return netip.Addr{}, false
-	case m.oldContact == "" || m.now >= m.graceEnds:
-		m.beginners = nil
-	case begins && len(m.beginners) < maxBeginners:
-		if m.beginners == nil {
-			m.beginners = make(map[netip.Addr]struct{})
-		}
-		m.beginners[client] = struct{}{}
-	case !begins && !here:
-		return m.cfg.Nodes[m.oldContact].CareOf, true
-	}
-	return m.self.CareOf, true
 }
 
 // startTakeover makes a member the contact.
@@ -215,11 +190,10 @@ func (m *Member) peerUp(name string) {
 		return
 	}
 	m.up[name] = nil
+	delete(m.away, name)
 	m.toPeer(name, m.introduction())
 	m.event(api.EventPeerUp, netip.Addr{}, name, "")
-	if m.IsContact() {
-		m.unreported[name] = struct{}{}
-	} else if name == m.contact.Name {
+	if name == m.contact.Name {
 		m.report()
 	}
 	m.askAgain(name)
@@ -229,7 +203,7 @@ func (m *Member) peerUp(name string) {
 func (m *Member) introduction() *Message {
 	return &Message{
 		Kind: Hello, Version: Oldest, Newest: Newest, Features: features, Contact: m.contact.Name, ContactEpoch: m.contact.Epoch,
-		Clients: len(m.clients), Attached: m.attached, Accepts: m.accepts, Draining: m.draining,
+		Clients: len(m.clients), Attached: m.attached, Accepts: m.accepts, Draining: m.draining, Awaiting: m.awaiting,
 	}
 }
 
@@ -247,7 +221,10 @@ func (m *Member) peerDown(name string) {
 		return
 	}
 	delete(m.up, name)
-	delete(m.unreported, name)
+	m.away[name] = m.now
+	if _, missing := m.missing[name]; missing {
+		m.missing[name] = false // it begins again
+	}
 	m.event(api.EventPeerDown, netip.Addr{}, name, "")
 	m.lostPeer(name)
 	m.lostMember(name)
@@ -270,6 +247,7 @@ func (m *Member) fromPeer(from string, msg *Message) {
 		m.up[from] = msg
 		m.hear(Contact{msg.Contact, msg.ContactEpoch}, from)
 		m.decide()
+		m.mayHaveToldAll(from)
 		m.heardOf(from, before)
 		if msg.Attached {
 			m.remind(from)

@@ -79,7 +79,9 @@
 //
 // The contact is the member whose daemon's address is registered at the home
 // agent. Which one is agreed by epoch: a takeover takes the next one, and the
-// later one wins, of equals the greater name.
+// later one wins, of equals the greater name. It begins without knowing whose
+// clients are, and brings no connection to the wrong application meanwhile
+// (unknown.go).
 //
 // # Many clients
 //

@@ -209,6 +209,7 @@ func (m *Member) done(h *handoff, msg *Message) {
 	addr := h.c.addr
 	if msg.Error == "" {
 		m.timers.Remove(h)
+		m.pass(h)
 		m.event(api.EventHandedOff, addr, h.to, "")
 		if h.orphan {
 			m.settle(h)
@@ -226,7 +227,7 @@ func (m *Member) done(h *handoff, msg *Message) {
 		return // it has connected anew
 	}
 	c := &client{addr: addr, epoch: h.c.later(2), since: m.now, connections: h.c.connections}
-	m.clients[addr] = c
+	m.enter(c)
 	if h.orphan {
 		m.lose(c)
 	}

@@ -73,9 +73,9 @@ type Config struct {
 	// TakeoverTimeout is how long a takeover waits for the home agent. Default 10 s.
 	TakeoverTimeout time.Duration
 
-	// HandshakeGrace is how long after a takeover what belongs to connections
-	// that the new contact does not know is sent to the old one, which may be
-	// in the middle of their handshakes. Default 60 s.
+	// HandshakeGrace is how long after a takeover connections that the new contact
+	// does not know may be in the middle of their handshakes at the old one.
+	// Default 60 s.
 	HandshakeGrace time.Duration
 }
 
@@ -260,23 +260,27 @@ type Member struct {
 	contact    Contact
 	registered bool
 	hesitating bool
-	oldContact string // before the last takeover, until graceEnds
-	graceEnds  time.Duration
-	beginners  map[netip.Addr]struct{} // clients that have begun a connection here since
 	takeover   *takeover
 
 	attached bool
+	awaiting bool // one may come back of whose clients this member does not know
 	accepts  bool // the application takes clients from other nodes
 
-	up map[string]*Message // the Hello of members that are connected, nil before it has come
+	up   map[string]*Message      // the Hello of members that are connected, nil before it has come
+	away map[string]time.Duration // the others, and since when
 
 	clients map[netip.Addr]*client
 	idle    deadline.Queue[*client]
 
-	// Of the contact: what it has been told, and by whom it has not yet been told
-	// everything.
-	owners     map[netip.Addr]Owner
-	unreported map[string]struct{}
+	// Of the contact (unknown.go): what it has been told; the nodes that have not
+	// told everything since it is the contact (true: but for what an application has
+	// that may come back); and how long new clients wait for those.
+	owners   map[netip.Addr]Owner
+	missing  map[string]bool
+	patience time.Duration
+
+	handshakes map[string]time.Duration // nodes that were the contact, and how long handshakes may go on there
+	beginners  beginners
 
 	lastID    uint64
 	outgoing  map[uint64]*handoff   // by our ID, as donor
@@ -285,6 +289,7 @@ type Member struct {
 	coming    map[netip.Addr]*offer // the same, by client: one at a time
 	offers    map[uint64]*offer     // by the ID towards the application
 	asked     map[uint64]asked      // by the ID towards the application
+	onward    map[netip.Addr]Owner  // clients that others have taken, which the contact is to hear
 	timers    deadline.Queue[any]   // of *handoff, *offer, *takeover, *job, *errand and others
 	records   records
 
@@ -336,6 +341,7 @@ func New(cfg Config) (*Member, error) {
 		other:     make(map[netip.Addr]string),
 		contact:   cfg.Contact,
 		up:        make(map[string]*Message),
+		away:      make(map[string]time.Duration),
 		clients:   make(map[netip.Addr]*client),
 		outgoing:  make(map[uint64]*handoff),
 		bySession: make(map[uint64]*handoff),
@@ -344,6 +350,9 @@ func New(cfg Config) (*Member, error) {
 		offers:    make(map[uint64]*offer),
 		asked:     make(map[uint64]asked),
 		errands:   make(map[uint64]*errand),
+		onward:    make(map[netip.Addr]Owner),
+
+		handshakes: make(map[string]time.Duration),
 	}
 	for _, rec := range cfg.Records {
 		m.records.set(rec)
@@ -438,6 +447,8 @@ func (m *Member) due() {
 			m.optimise(k.addr)
 		case hesitation:
 			m.resolve()
+		case passing:
+			m.tellPassed()
 		case recount:
 			m.recounting = false
 			m.introduce()

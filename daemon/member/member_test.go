@@ -172,35 +172,6 @@ func TestTakeoverOfADeadContact(t *testing.T) {
 	w.settled()
 }
 
-// After a takeover, connections go on where they have begun.
-func TestUnknownClients(t *testing.T) {
-	w := begin(t, 1, 0)
-	a, b := w.members["a"].m, w.members["b"].m
-	expect := func(m *Member, client int, begins bool, node string) {
-		t.Helper()
-		if to, ok := m.Unknown(clientAddr(client), begins); !ok || to != nodes()[node].CareOf {
-			w.fail("what comes of client %d (a beginning: %t) goes to %s, %t", client, begins, to, ok)
-		}
-	}
-	expect(a, 1, true, "a")
-	expect(a, 2, false, "a")
-	w.disconnect("a", "b", time.Hour)
-	w.disconnect("a", "c", time.Hour)
-	w.run(time.Second)
-	w.members["b"].step(Takeover{ID: 1, Force: true})
-	if to, ok := b.Unknown(clientAddr(1), false); ok {
-		w.fail("before c has said what it owns a packet goes to %s", to)
-	}
-	w.run(time.Second)
-	expect(b, 1, false, "a") // although its daemon is not there
-	expect(b, 3, true, "b")
-	expect(b, 3, false, "b")
-	expect(b, 1, false, "a")
-	w.run(2 * time.Minute)
-	expect(b, 1, false, "b")
-	expect(b, 3, false, "b")
-}
-
 // Two nodes that cannot hear each other take over at once.
 func TestTakeoverTwice(t *testing.T) {
 	w := begin(t, 1, 2)

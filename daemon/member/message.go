@@ -20,15 +20,16 @@ type Kind uint8
 const (
 	// Hello begins every connection between two members: Contact and
 	// ContactEpoch as the sender knows them, Version, Newest, Features, and what it says of itself:
-	// Clients that it owns, Attached, Accepts. It comes again when that changes.
+	// Clients that it owns, Attached, Awaiting, Accepts. It comes again when that changes.
 	Hello Kind = iota + 1
 	// SetContact tells that Contact is the contact with ContactEpoch. Owners
 	// answers it, as it answers a Hello of the contact: all that the sender owns.
 	SetContact
 	// TakeOver asks the receiver to become the contact.
 	TakeOver
-	// Owners tells the contact of clients that the sender owns; Complete with
-	// the last of those that tell of all.
+	// Owners tells the contact of clients that the sender owns, or was the last to
+	// own (Given, To); Complete with the last of those that tell of all, except
+	// while the sender is Awaiting an application.
 	Owners
 	// Stale answers Owners: their epochs are later than the sender knew.
 	Stale
@@ -106,6 +107,11 @@ type Message struct {
 
 	Newest   int       `cbor:"25,keyasint,omitempty"` // version that is spoken
 	Features []Feature `cbor:"26,keyasint,omitempty"`
+
+	// Releases that do not know these take each report for all that there is.
+	Awaiting bool    `cbor:"27,keyasint,omitempty"` // an application may come back whose clients the sender does not know
+	Given    []Owned `cbor:"28,keyasint,omitempty"` // clients given away, of which the sender does not know more;
+	To       string  `cbor:"29,keyasint,omitempty"` // or knows that this node has them
 }
 
 // Owned is a client with the epoch of its ownership.
@@ -203,13 +209,15 @@ func (m *Message) check() error {
 			return fmt.Errorf("more than %d features, or one of more than %d octets", maxFeatures, maxFeature)
 		}
 	case Owners, Stale:
-		for _, o := range m.Owners {
-			if !unicast(o.Client) {
-				return fmt.Errorf("client %s", o.Client)
+		for _, list := range [...][]Owned{m.Owners, m.Given} {
+			for _, o := range list {
+				if !unicast(o.Client) {
+					return fmt.Errorf("client %s", o.Client)
+				}
 			}
-		}
-		if len(m.Owners) > MaxOwners {
-			return fmt.Errorf("%d clients, more than %d", len(m.Owners), MaxOwners)
+			if len(list) > MaxOwners {
+				return fmt.Errorf("%d clients, more than %d", len(list), MaxOwners)
+			}
 		}
 	case TakeOver:
 	case Gone:

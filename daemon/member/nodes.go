@@ -25,6 +25,14 @@ func (m *Member) setNodes(nodes map[string]Addrs) {
 		return
 	}
 	moved := nodes[m.contact.Name] != m.cfg.Nodes[m.contact.Name]
+	for name := range nodes {
+		if _, known := m.cfg.Nodes[name]; !known {
+			m.away[name] = m.now
+			if m.IsContact() { // it may be new only to this member
+				m.missing[name] = false
+			}
+		}
+	}
 	m.cfg.Nodes = nodes
 	m.other = make(map[netip.Addr]string)
 	for name, a := range nodes {

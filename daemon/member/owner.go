@@ -65,6 +65,7 @@ func (m *Member) hello(msg *api.Message) {
 			m.toApp(&api.Message{Kind: api.Bound, Client: c.addr})
 		}
 	}
+	m.awaiting = false // what it has has been told
 	m.event(api.EventAttached, netip.Addr{}, "", msg.Program)
 	m.introduce()
 }
@@ -96,6 +97,10 @@ func (m *Member) appGone(lost bool) {
 		if lost {
 			m.recall(nil, true)
 		}
+		if lost && m.awaiting {
+			m.awaiting = false
+			m.introduce()
+		}
 		return
 	}
 	m.attached, m.accepts = false, false
@@ -106,6 +111,7 @@ func (m *Member) appGone(lost bool) {
 	}
 	m.event(api.EventDetached, netip.Addr{}, "", detail)
 	m.abandonHandoffs(lost)
+	m.tellPassed()
 	for _, id := range slices.Sorted(maps.Keys(m.asked)) {
 		if by := m.asked[id]; by.job == nil {
 			m.answer(Answer{ID: by.command, Err: errors.New("the application has gone")})
@@ -142,7 +148,7 @@ func (m *Member) own(addr netip.Addr, connections int, epoch uint64) {
 		return // a link-local client cannot have a binding, nor be relayed
 	}
 	c = &client{addr: addr, epoch: epoch, since: m.now, connections: max(1, connections)}
-	m.clients[addr] = c
+	m.enter(c)
 	m.event(api.EventOwned, addr, "", "")
 	m.mobile(node.Optimise{Client: addr})
 	m.tellContact(c)
@@ -167,6 +173,13 @@ func (m *Member) retire(c *client) {
 	}
 }
 
+// enter puts a client into the table.
+func (m *Member) enter(c *client) {
+	m.clients[c.addr] = c
+	m.beginners.remove(c.addr)
+	delete(m.onward, c.addr)
+}
+
 // disown takes a client out of the table.
 func (m *Member) disown(c *client) {
 	m.idle.Remove(c)
@@ -183,8 +196,15 @@ func (m *Member) tellContact(c *client) {
 	m.toPeer(m.contact.Name, &Message{Kind: Owners, Owners: []Owned{{Client: c.addr, Epoch: c.epoch}}})
 }
 
-// report tells the contact of everything that this member owns.
+// report tells the contact of everything that this member owns, and of what it has
+// given away without knowing whether it is owned there: that is to come here as
+// long as it is not known to be elsewhere.
 func (m *Member) report() {
+	for _, h := range m.handoffs() {
+		if h.stage == transferring && !h.orphan {
+			m.tellGiven(h)
+		}
+	}
 	if m.IsContact() {
 		for _, c := range m.sorted() {
 			m.claim(m.cfg.Name, Owned{Client: c.addr, Epoch: c.epoch})
@@ -204,33 +224,31 @@ func (m *Member) report() {
 }
 
 // claim is, at the contact, that a member says that it owns a client. It returns
-// the epoch, 0 for no. What another member owns, as far as is known, it does not
-// get with an epoch that is not later: that one is there, and would not have let
-// go without telling. A member that was started anew does not know the epoch (0)
-// and is told the one that will do: it may have handed the client on meanwhile.
+// the epoch, 0 for no. What another member owns, as far as is known, it does not get
+// with an epoch that is not later, but is told the one that will do: it may have
+// handed the client on meanwhile, or it was started anew and does not know the
+// epoch (0), or has it from a contact that did not know.
 func (m *Member) claim(name string, o Owned) (epoch uint64) {
 	was, known := m.owners[o.Client]
+	own := m.clients[o.Client]
 	epoch = o.Epoch
-	switch _, there := m.up[was.Name]; {
+	switch {
 	case !known:
 		epoch = max(1, epoch)
 	case was.Name == name:
 		epoch = max(was.Epoch, epoch)
-	case epoch == 0 && name != m.cfg.Name:
-		return was.Epoch + 1 // if it still owns the client it claims again with this
-	case epoch == 0:
-		epoch = was.Epoch + 1
 	case was.Epoch < epoch:
-	case there || was.Name == m.cfg.Name:
+	case name == m.cfg.Name: // it would not say so if it were not so
+		epoch = was.Epoch + 1
+	case was.Name == m.cfg.Name && own != nil && own.connections > 0:
 		m.event(api.EventFault, o.Client, name, fmt.Sprintf("claims with epoch %d what %s owns with epoch %d", epoch, was.Name, was.Epoch))
 		return 0
 	default:
-		epoch = was.Epoch + 1
+		return was.Epoch + 1 // if it still owns the client it claims again with this
 	}
-	m.owners[o.Client] = Owner{name, epoch}
-	m.out.Relay = append(m.out.Relay, relay.SetOwner{Client: o.Client, Owner: m.cfg.Nodes[name].CareOf, Epoch: epoch})
-	if c := m.clients[o.Client]; name == m.cfg.Name && c != nil {
-		c.epoch = epoch
+	m.setOwner(o.Client, Owner{name, epoch})
+	if name == m.cfg.Name && own != nil {
+		own.epoch = epoch
 	}
 	return epoch
 }
@@ -249,8 +267,16 @@ func (m *Member) claims(from string, msg *Message) {
 	if len(answer.Owners) > 0 {
 		m.toPeer(from, answer)
 	}
-	if msg.Complete {
-		delete(m.unreported, from)
+	for _, o := range msg.Given {
+		if msg.To == "" {
+			m.given(from, o)
+		} else {
+			m.passed(from, msg.To, o)
+		}
+	}
+	if _, missing := m.missing[from]; missing && msg.Complete {
+		m.missing[from] = true
+		m.mayHaveToldAll(from)
 	}
 }
 
@@ -264,12 +290,20 @@ func (m *Member) stale(from string, owners []Owned) {
 		if c == nil {
 			continue
 		}
-		unknown := c.epoch == 0
-		c.epoch = max(c.epoch, o.Epoch)
-		if unknown && c.connections > 0 {
-			m.tellContact(c)
+		if o.Epoch > c.epoch {
+			c.epoch = o.Epoch
+			if c.connections > 0 {
+				m.tellContact(c)
+			}
 		}
 	}
+}
+
+// setOwner is, at the contact, that it is known whose a client is.
+func (m *Member) setOwner(client netip.Addr, o Owner) {
+	m.owners[client] = o
+	m.beginners.remove(client)
+	m.out.Relay = append(m.out.Relay, relay.SetOwner{Client: client, Owner: m.cfg.Nodes[o.Name].CareOf, Epoch: o.Epoch})
 }
 
 // forget is, at the contact, that a member has let a client go.

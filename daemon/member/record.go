@@ -159,6 +159,7 @@ func (m *Member) doubt(d api.Doubt) {
 	if h == nil {
 		h = &handoff{id: d.Handoff, c: &client{addr: d.Client, connections: 1}, to: d.To, stage: transferring}
 		m.outgoing[h.id] = h
+		m.tellGiven(h)
 		m.query(h)
 	}
 	h.session, h.orphan = d.ID, false

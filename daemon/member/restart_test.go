@@ -25,8 +25,9 @@ func (h *host) restart() {
 	}
 	h.boot()
 	if a != nil && a.session%2 == 1 {
+		session := a.session
 		w.after(w.delay(), func() {
-			if h.app == a {
+			if h.app == a && a.session == session {
 				a.detached()
 				w.after(w.delay(), h.attach)
 			}
@@ -79,7 +80,7 @@ func (w *world) certain() {
 			w.fail("%s remembers %v, about which nobody will ask", n, h.m.records.of)
 		}
 		if len(h.app.moving)+len(h.app.offered)+len(h.app.frozen) != 0 {
-			w.fail("%s's application is not done with a handoff", n)
+			w.fail("%s's application is not done with handoffs: %+v, offered %v, frozen %v", n, h.app.moving, h.app.offered, h.app.frozen)
 		}
 	}
 }

@@ -24,19 +24,21 @@ const soakRun = 500
 type soak struct {
 	begun, moved, failed           int // handoffs; an application that ends never hears
 	restarts, breaks, crashes, end int // of daemons, connections, applications; clients that have ended with theirs
+	takeovers                      int
 }
 
 func (s *soak) String() string {
-	return fmt.Sprintf("%d handoffs: %d moved, %d failed, %d whose application has ended; %d daemons and %d applications were started anew, %d connections broke; %d clients lost theirs with an application",
-		s.begun, s.moved, s.failed, s.begun-s.moved-s.failed, s.restarts, s.crashes, s.breaks, s.end)
+	return fmt.Sprintf("%d handoffs: %d moved, %d failed, %d whose application has ended; %d daemons and %d applications were started anew, %d connections broke, %d takeovers; %d clients lost theirs with an application",
+		s.begun, s.moved, s.failed, s.begun-s.moved-s.failed, s.restarts, s.crashes, s.breaks, s.takeovers, s.end)
 }
 
 // Clients are handed to random nodes, several at a time and called off now and
 // then, while whatever can end does: connections between daemons, daemons (which
-// have their records), applications (whose clients may end, no others). No two
-// applications may ever send for a client, and each run ends with every client
-// served by one node, known to everybody who ought to know, and with no handoff in
-// doubt.
+// have their records), applications (whose clients may end, no others); and nodes
+// take over as the contact. No two applications may ever send for a client, what a
+// client sends through the contact never comes to one that would reset it, and each
+// run ends with every client served by one node, known to everybody who ought to
+// know, and with no handoff in doubt.
 //
 // What it goes through is the machines of the daemons and of Mobile IPv6, as in
 // real daemons, and applications that only pretend to have connections. It is the
@@ -65,7 +67,7 @@ func TestSoak(t *testing.T) {
 		}
 	}
 	t.Logf("%v: %s", time.Since(begin).Round(time.Millisecond), &all)
-	if *soakSeed == 0 && (all.moved == 0 || all.failed == 0 || all.restarts == 0 || all.breaks == 0 || all.crashes == 0 || all.end == 0) {
+	if *soakSeed == 0 && (all.moved == 0 || all.failed == 0 || all.restarts == 0 || all.breaks == 0 || all.crashes == 0 || all.end == 0 || all.takeovers == 0) {
 		t.Error("something did not happen")
 	}
 }
@@ -94,6 +96,7 @@ func soakSeeded(t *testing.T, seed uint64, all *soak) {
 				}
 			}
 			w.run(time.Duration(w.rand.IntN(4000)) * time.Microsecond)
+			w.noResets()
 			h, other := w.members[names[w.rand.IntN(3)]], names[w.rand.IntN(3)]
 			switch w.rand.IntN(12) {
 			case 0, 1:
@@ -105,6 +108,11 @@ func soakSeeded(t *testing.T, seed uint64, all *soak) {
 				all.restarts++
 				h.restart()
 			case 4:
+				if w.rand.IntN(2) == 0 {
+					all.takeovers++
+					h.step(Takeover{ID: 1, To: other, Force: w.rand.IntN(2) == 0})
+				}
+			case 5:
 				if h.app != nil && w.rand.IntN(4) == 0 {
 					all.crashes++
 					w.lose(h.app)
@@ -129,6 +137,11 @@ func (w *world) lose(a *app) {
 	}
 	for _, c := range a.offered {
 		w.mayEnd[c] = true
+	}
+	for c, d := range a.left { // of those, too, whose packets it still sends on, until the contact has heard
+		if w.now < d.until-forwardTime+time.Second {
+			w.mayEnd[c] = true
+		}
 	}
 	for _, n := range names { // and of those that are on their way to it, who knows
 		if o := w.members[n].app; o != nil {

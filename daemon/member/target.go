@@ -130,7 +130,7 @@ func (m *Member) take(o *offer) {
 	m.record(o.key.record(o.client, Taken))
 	m.timers.Remove(o)
 	c := &client{addr: o.client, epoch: o.epoch, since: m.now, connections: max(1, o.conns)}
-	m.clients[c.addr] = c
+	m.enter(c)
 	if o.relayed {
 		m.setRelayed(c)
 	} else {

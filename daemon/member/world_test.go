@@ -59,6 +59,9 @@ var (
 	names     = []string{"a", "b", "c"}
 )
 
+// addrs are those of the nodes; nodes are them for a member to keep.
+var addrs = nodes()
+
 func nodes() map[string]Addrs {
 	m := make(map[string]Addrs)
 	for i, n := range names {
@@ -108,8 +111,9 @@ type app struct {
 	moving  map[uint64]move
 	offered map[uint64]netip.Addr
 	ended   map[netip.Addr]string // how the last handoff of a client has ended; "" is well
-	late    int                   // packets that came in handoffs
-	refuses string                // why it takes no clients
+	left    map[netip.Addr]departure
+	late    int    // packets that came in handoffs
+	refuses string // why it takes no clients
 	config  *api.SessionConfig
 }
 
@@ -120,6 +124,14 @@ type move struct {
 	handoff uint64 // as the nodes call it
 	given   bool
 }
+
+// departure is a client's to another node, where for a time is sent what still comes.
+type departure struct {
+	to    string
+	until time.Duration
+}
+
+const forwardTime = time.Minute // package ds: grace
 
 type testClient struct {
 	addr netip.Addr
@@ -198,6 +210,7 @@ func (h *host) attach() {
 		a = &app{
 			h: h, live: make(map[netip.Addr]bool), frozen: make(map[netip.Addr]bool), bound: make(map[netip.Addr]bool),
 			moving: make(map[uint64]move), offered: make(map[uint64]netip.Addr), ended: make(map[netip.Addr]string),
+			left: make(map[netip.Addr]departure),
 		}
 		h.app = a
 	}
@@ -300,7 +313,7 @@ func (h *host) step(in Input) {
 		w.route(p)
 	}
 	if out.NewRelay {
-		a := nodes()[h.name]
+		a := addrs[h.name]
 		var err error
 		if h.relay, err = relay.New(relay.Config{Home: home.Addr(), CareOf: a.Daemon, HomeAgent: agentAddr}); err != nil {
 			w.t.Fatal(err)
@@ -375,7 +388,7 @@ func (w *world) arrive(b []byte) {
 		}
 		return
 	}
-	for n, a := range nodes() {
+	for n, a := range addrs {
 		h := w.members[n]
 		switch {
 		case to == a.CareOf && !tunnel:
@@ -519,6 +532,7 @@ func (a *app) done(m *api.Message) {
 		} else {
 			delete(a.frozen, mv.client)
 			delete(a.bound, mv.client)
+			a.left[mv.client] = departure{mv.to, a.h.w.now + forwardTime}
 		}
 		a.end(m.ID, mv.client, m.Error)
 	}
@@ -589,7 +603,7 @@ func (w *world) settled() {
 	if contact == "" {
 		w.fail("nobody is the contact")
 	}
-	if to, want := w.agentSendsTo(), nodes()[contact].Daemon; to != want {
+	if to, want := w.agentSendsTo(), addrs[contact].Daemon; to != want {
 		w.fail("the home agent sends to %s; the contact %s is %s", to, contact, want)
 	}
 	for addr, c := range w.clients {
@@ -611,11 +625,11 @@ func (w *world) settled() {
 		}
 		if c.c != nil {
 			careOf, ok := c.c.Lookup(addr, home.Addr())
-			if !ok || careOf != nodes()[owner].CareOf {
+			if !ok || careOf != addrs[owner].CareOf {
 				w.fail("%s sends to %s; its owner is %s", addr, careOf, owner)
 			}
 		}
-		if via := app.config.Via; via != nodes()[contact].Daemon {
+		if via := app.config.Via; via != addrs[contact].Daemon {
 			w.fail("%s tunnels to %s; the contact is %s", owner, via, contact)
 		}
 	}

@@ -1,0 +1,77 @@
+package member
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// This file is what a donor tells the contact of clients that it gives away. Their new
+// owners tell it, too, but perhaps later: what clients send must not come to where
+// nobody knows of them meanwhile.
+
+// tellGiven tells the contact of a client that was given away, without that being
+// known to have come about: the client's packets are to come here, where they are
+// kept for the target.
+func (m *Member) tellGiven(h *handoff) {
+	o := Owned{Client: h.c.addr, Epoch: h.c.epoch}
+	if m.IsContact() {
+		m.given(m.cfg.Name, o)
+		return
+	}
+	m.toPeer(m.contact.Name, &Message{Kind: Owners, Given: []Owned{o}})
+}
+
+// given is, at the contact, what another member says so, which does not own the
+// client: anybody else's word goes.
+func (m *Member) given(from string, o Owned) {
+	if _, known := m.owners[o.Client]; !known {
+		m.claim(from, Owned{Client: o.Client, Epoch: max(1, o.Epoch)})
+	}
+}
+
+// passing is the time until the contact is told of clients that were passed on.
+// The application here sends after them what still comes, for much longer.
+type passing struct{}
+
+const passingTime = time.Second
+
+// pass is that a target has a client.
+func (m *Member) pass(h *handoff) {
+	o := Owner{Name: h.to, Epoch: h.c.later(1)}
+	switch {
+	case m.IsContact():
+		m.passed(m.cfg.Name, o.Name, Owned{Client: h.c.addr, Epoch: o.Epoch})
+	case m.clients[h.c.addr] == nil: // and it has not come back
+		if len(m.onward) == 0 {
+			m.timers.Set(passing{}, m.now+passingTime)
+		}
+		m.onward[h.c.addr] = o
+	}
+}
+
+// tellPassed tells the contact.
+func (m *Member) tellPassed() {
+	m.timers.Remove(passing{})
+	to := make(map[string][]Owned)
+	for _, client := range slices.SortedFunc(maps.Keys(m.onward), netip.Addr.Compare) {
+		o := m.onward[client]
+		to[o.Name] = append(to[o.Name], Owned{Client: client, Epoch: o.Epoch})
+	}
+	clear(m.onward)
+	for _, name := range slices.Sorted(maps.Keys(to)) {
+		for some := range slices.Chunk(to[name], MaxOwners) {
+			m.toPeer(m.contact.Name, &Message{Kind: Owners, Given: some, To: name})
+		}
+	}
+}
+
+// passed is, at the contact, that a client is another member's, which may not have a
+// connection to say so itself.
+func (m *Member) passed(from, to string, o Owned) {
+	was, known := m.owners[o.Client]
+	if _, is := m.cfg.Nodes[to]; is && known && was.Name == from && (o.Epoch == 0 || o.Epoch > was.Epoch) {
+		m.setOwner(o.Client, Owner{Name: to, Epoch: max(was.Epoch+1, o.Epoch)})
+	}
+}

@@ -1,0 +1,102 @@
+package member
+
+import (
+	"testing"
+	"time"
+)
+
+// The contact has no connection to the target of a handoff. The donor tells it, within
+// the time in which its application sends on what still comes to it; and what it
+// told of clients that have come back since does not count.
+func TestPassed(t *testing.T) {
+	w := begin(t, 1, 2)
+	for i := range 2 {
+		if a := w.handOff(clientAddr(i), "b"); a.Err != nil {
+			w.fail("%v", a.Err)
+		}
+	}
+	w.run(2 * passingTime)
+	w.down("a", "c")
+	for i := range 2 {
+		if a := w.handOff(clientAddr(i), "c"); a.Err != nil {
+			w.fail("%v", a.Err)
+		}
+		w.expect("a", i, ack, "b")
+	}
+	w.members["c"].app.handOff(clientAddr(1), "b", 0)
+	w.run(passingTime / 2)
+	w.expect("a", 0, ack, "b") // it will be sent on
+	w.run(passingTime)
+	w.expect("a", 0, ack, "c")
+	w.expect("a", 0, syn, "c")
+	w.expect("a", 1, ack, "b")
+	w.run(2 * passingTime)
+	w.expect("a", 1, ack, "b")
+	w.reconnected("a", "c")
+	w.run(time.Minute)
+	w.settled()
+	w.certain()
+}
+
+// The application of the donor ends before that.
+func TestPassedByAnApplicationThatEnds(t *testing.T) {
+	w := begin(t, 1, 1)
+	if a := w.handOff(clientAddr(0), "b"); a.Err != nil {
+		w.fail("%v", a.Err)
+	}
+	w.run(time.Second)
+	w.down("a", "c")
+	if a := w.handOff(clientAddr(0), "c"); a.Err != nil {
+		w.fail("%v", a.Err)
+	}
+	w.members["b"].crash()
+	w.run(time.Millisecond)
+	w.expect("a", 0, ack, "c")
+}
+
+// The daemon of the contact a is started anew after b has taken over without its
+// knowing. It does not know how late its application's client is, and guesses; that
+// is not held against it.
+func TestRestartOfContactThatIsNone(t *testing.T) {
+	w := begin(t, 1, 1)
+	c := clientAddr(0)
+	for _, to := range []string{"b", "c", "b"} {
+		if a := w.handOff(c, to); a.Err != nil {
+			w.fail("%v", a.Err)
+		}
+	}
+	w.run(time.Second)
+	w.members["b"].app.handOff(c, "a", 0)
+	for w.owner(c) != "a" {
+		w.run(10 * time.Microsecond)
+	}
+	w.down("a", "b", "c") // b is in doubt
+	w.members["b"].step(Takeover{ID: 1, Force: true})
+	w.run(time.Second)
+	w.expect("b", 0, ack, "b")
+	a := w.members["a"]
+	a.boot()
+	a.app.detached()
+	a.attach()
+	w.run(time.Second)
+	w.expect("a", 0, ack, "a")
+	w.reconnected("a", "b")
+	w.expect("b", 0, ack, "a")
+	w.reconnected("a", "c")
+	w.run(time.Minute)
+	w.settled()
+	w.certain()
+}
+
+// An application that has connections of a client of which the contact's has some
+// as well does not get the others: that client is split, which is said.
+func TestClaimOfBoth(t *testing.T) {
+	w := begin(t, 1, 1)
+	w.lax = true
+	w.members["a"].step(Peer{"b", &Message{Kind: Owners, Server: home.Addr(), Owners: []Owned{{Client: clientAddr(0), Epoch: 1}}}})
+	w.expect("a", 0, ack, "a")
+	events := w.members["a"].events
+	if e := events[len(events)-1]; e.Node != "b" || e.Client != clientAddr(0) {
+		w.fail("said is %+v", e)
+	}
+}

@@ -1,0 +1,140 @@
+package member
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/distributed-servers/ds/mobility/wire"
+)
+
+// This file is what a contact does with packets of clients of whom its relay has not
+// been told. Most are new. But a contact that has just been started, or has taken
+// over, has not been told anything yet; a member whose daemon was started anew does
+// not know what its application has before that is attached again; and one that is
+// not connected tells nothing, while its application may go on. An application that
+// gets a segment of a connection that it does not have answers with a reset; one that gets a
+// new connection of a client that another one has splits that client in two. So:
+//
+//   - What may be in the middle of a connection goes to the one node that may have
+//     it: to this one, when all others have told what they own. While there are two
+//     it is dropped, and comes again.
+//   - What begins a connection waits likewise, but only for members that are
+//     connected, or were less than StartGrace ago: a client that is new is not to
+//     wait for a node that does not run. After reportTime it is taken in any case.
+//
+// A member that has told everything once does not have to again: a client that it
+// gets later is one that the contact knows as another one's.
+
+// reportTime is how long clients that are new wait at most, from when a member
+// becomes the contact: longer than an application waits before it tries again to
+// attach.
+const reportTime = 5 * time.Second
+
+// mayHaveToldAll looks whether a member has told everything.
+func (m *Member) mayHaveToldAll(name string) {
+	if hello := m.up[name]; m.IsContact() && m.missing[name] && hello != nil && !hello.Awaiting {
+		delete(m.missing, name)
+	}
+}
+
+// Unknown tells where a packet is to be sent, in a tunnel, that has come from the home
+// agent, of a client of whom the relay knows nothing: to a node's care-of address. ok
+// is false if it is to be dropped.
+func (m *Member) Unknown(now time.Duration, packet []byte) (careOf netip.Addr, ok bool) {
+	m.now = max(m.now, now)
+	client := src(packet)
+	o, known := m.owners[client]
+	switch {
+	case known: // since the relay has looked
+		return m.cfg.Nodes[o.Name].CareOf, true
+	case isAlone(packet), m.beginners.has(client, m.now):
+		return m.self.CareOf, true
+	case begins(packet):
+		if m.waits() {
+			return netip.Addr{}, false
+		}
+		m.beginners.add(client, m.now)
+		return m.self.CareOf, true
+	}
+	// What is in the middle of its handshake no member tells. After a takeover it may
+	// be at the contact of before.
+	var may []string
+	for name := range m.cfg.Nodes {
+		_, missing := m.missing[name]
+		if missing || m.awaiting && name == m.cfg.Name || m.now < m.handshakes[name] {
+			may = append(may, name)
+		}
+	}
+	switch len(may) {
+	case 0: // it is a connection that nobody has any more
+		return m.self.CareOf, true
+	case 1:
+		return m.cfg.Nodes[may[0]].CareOf, true
+	}
+	return netip.Addr{}, false
+}
+
+// waits tells whether clients that are new have to.
+func (m *Member) waits() bool {
+	if m.now >= m.patience {
+		return false
+	}
+	for name := range m.missing {
+		if since, away := m.away[name]; !away || m.now < since+m.cfg.StartGrace {
+			return true
+		}
+	}
+	return false
+}
+
+// isAlone tells whether a packet has nothing to do with connections, and gets no
+// reset for an answer.
+func isAlone(packet []byte) bool {
+	p := wire.Protocol(packet[nextHeader])
+	return p == wire.UDP || p == wire.ICMPv6
+}
+
+// begins tells whether a packet begins a TCP connection (RFC 9293 section 3.1).
+func begins(packet []byte) bool {
+	const flagsAt, syn, ack = wire.HeaderLen + 13, 0x02, 0x10
+	return len(packet) > flagsAt && wire.Protocol(packet[nextHeader]) == wire.TCP && packet[flagsAt]&(syn|ack) == syn
+}
+
+// beginners are clients that have begun a connection here, and that nobody has told of
+// yet. Those of which nothing is heard are forgotten, and the oldest when there are
+// too many.
+type beginners struct {
+	young, old map[netip.Addr]struct{}
+	turn       time.Duration // when the young ones become old
+}
+
+// Limits of beginners.
+const (
+	maxBeginners = 1 << 16 // young ones, and old ones
+	beginnerTime = time.Minute
+)
+
+func (b *beginners) add(client netip.Addr, now time.Duration) {
+	if now >= b.turn || len(b.young) >= maxBeginners {
+		b.young, b.old, b.turn = make(map[netip.Addr]struct{}), b.young, now+beginnerTime
+	}
+	b.young[client] = struct{}{}
+}
+
+// has tells whether a client is one of them, which has been heard of now.
+func (b *beginners) has(client netip.Addr, now time.Duration) bool {
+	if _, young := b.young[client]; young {
+		return true
+	}
+	_, old := b.old[client]
+	if old {
+		delete(b.old, client)
+		b.add(client, now)
+	}
+	return old
+}
+
+func (b *beginners) remove(client netip.Addr) {
+	delete(b.young, client)
+	delete(b.old, client)
+}

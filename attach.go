@@ -55,7 +55,7 @@ func (n *Node) attachTo(ctx context.Context, addr netip.Addr, hello *api.Message
 	if err != nil {
 		return nil, err
 	}
-	a := &Attachment{Session: session, Config: *welcome.Config}
+	a := &Attachment{Session: session, Config: *welcome.Config, Daemon: &api.Client{Socket: n.socket()}}
 	if len(files) == 0 {
 		return a, nil
 	}

@@ -33,6 +33,7 @@ type backend struct {
 	servers map[netip.Addr]error // whether one may attach
 	files   []*os.File           // of the TUN
 	hellos  chan *api.Message
+	events  server.Events
 
 	mu       sync.Mutex
 	sessions []*api.Session
@@ -43,6 +44,14 @@ func (b *backend) Servers(context.Context) (all []api.Server, err error) {
 		all = append(all, api.Server{Address: a})
 	}
 	return all, nil
+}
+
+func (b *backend) Nodes(_ context.Context, dsa netip.Addr) ([]api.NodeInfo, error) {
+	return []api.NodeInfo{{Node: "a", Local: true, CareOf: attachCareOf}}, b.servers[dsa]
+}
+
+func (b *backend) Clients(_ context.Context, dsa netip.Addr) ([]api.ClientInfo, error) {
+	return []api.ClientInfo{{Server: dsa, Client: attachVia, Owner: "a"}}, b.servers[dsa]
 }
 
 func (b *backend) Admit(_ context.Context, dsa netip.Addr, _ server.Cred) error {
@@ -81,7 +90,7 @@ var (
 
 func startServer(t *testing.T, b *backend, socket string) *server.Server {
 	t.Helper()
-	s, err := server.New(server.Config{Socket: socket, Backend: b})
+	s, err := server.New(server.Config{Socket: socket, Backend: b, Events: &b.events})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +147,7 @@ func TestAttachRefused(t *testing.T) {
 }
 
 // With the descriptors of a real TUN the Node answers the kernel, and it goes on
-// when the daemon is restarted.
+// when the daemon is restarted; and so does who watches it.
 //
 //	kernel fd00:1::1 ── ds0 ── Node: fd00:d::1, care-of address fd00:c::1
 func TestAttach(t *testing.T) {
@@ -167,6 +176,34 @@ func TestAttach(t *testing.T) {
 		t.Errorf("hello: %+v", m)
 	}
 	answersKernel(t)
+	if st, err := n.Status(t.Context()); err != nil || st.Server != attachServer || !st.Attached || len(st.Nodes) != 1 || st.Nodes[0].CareOf != attachCareOf {
+		t.Errorf("status: %+v, %v", st, err)
+	}
+	if clients, err := n.Clients(t.Context()); err != nil || len(clients) != 1 || clients[0].Client != attachVia {
+		t.Errorf("clients: %+v, %v", clients, err)
+	}
+	events := make(chan api.Event, 100)
+	go func() {
+		for e, err := range n.Watch(t.Context()) {
+			if err == nil {
+				events <- e
+			}
+		}
+	}()
+	watched := func() api.Event {
+		for {
+			select {
+			case e := <-events:
+				return e
+			case <-time.After(10 * time.Millisecond): // it begins with what comes next
+				b.events.Publish(api.Event{Kind: api.EventOwned, Server: otherServer}) // that of others is nothing
+				b.events.Publish(api.Event{Kind: api.EventOwned, Server: attachServer, Client: attachVia})
+			}
+		}
+	}
+	if e := watched(); e.Kind != api.EventOwned || e.Server != attachServer || e.Client != attachVia {
+		t.Errorf("event: %+v", e)
+	}
 
 	s.Close()
 	startServer(t, b, socket)
@@ -174,6 +211,15 @@ func TestAttach(t *testing.T) {
 		t.Errorf("hello again: %+v", m)
 	}
 	answersKernel(t)
+	last := watched()
+	b.events.Publish(api.Event{Kind: api.EventGone, Server: attachServer, Client: attachVia})
+	for last.Kind != api.EventGone {
+		e := <-events
+		if e.Seq != last.Seq+2 && e.Kind == api.EventOwned { // every second one is of another server
+			t.Errorf("event %d after %d", e.Seq, last.Seq)
+		}
+		last = e
+	}
 }
 
 // answersKernel sends a SYN and waits for the answer in the tunnel.

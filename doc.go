@@ -30,8 +30,14 @@
 //	report, err := node.Handoff(ctx, client, "node-b", state)
 //
 // where client is an address, for everything between it and the server moves at
-// once, and state is called for each connection. Package dstest runs a
-// distributed server in memory, to test such programs with.
+// once, and state is called for each connection. Where a client has one connection
+// only, the goroutine that serves it may hand it off itself:
+//
+//	report, err := conn.(ds.Conn).Handoff(ctx, "node-b", []byte(user))
+//
+// Who is there to hand clients to, and what happens in the distributed server, tell
+// [Node.Status], [Node.Clients] and [Node.Watch]. Package dstest runs a distributed
+// server in memory, to test such programs with.
 //
 // # Theory of operation
 //
@@ -76,6 +82,6 @@
 //
 // A program that is not at rest whenever a Read waits, because it reads ahead or
 // another goroutine works on what was read, says itself when it is not, with
-// [stack.Conn.Pin]: all connections here are of that type. Package httpmove, an
-// HTTP server whose connections move, is written so.
+// Pin, which every [Conn] has of [stack.Conn]. Package httpmove, an HTTP server whose
+// connections move, is written so.
 package ds

@@ -34,6 +34,10 @@ var (
 	// ErrSelf means that the target is this very node.
 	ErrSelf = errors.New("the client is to be handed off to this node itself")
 
+	// ErrSiblings means that [Conn.Handoff] was called for one of several
+	// connections of a client.
+	ErrSiblings = errors.New("the client has other connections here, and all of a client's move at once: use Node.Handoff, which asks for the state of each")
+
 	// ErrRefused means that the daemon or the target said no, and why.
 	ErrRefused = errors.New("refused")
 

@@ -35,6 +35,7 @@ type handoff struct {
 	client  netip.Addr
 	to      string
 	state   func(net.Conn) ([]byte, error)
+	only    *stack.Conn // whose handler hands it off, nil: all that there are
 	session Session
 	report  *Report
 
@@ -95,9 +96,13 @@ func (h *handoff) reply(a answer) {
 // that has is called off if the target has not taken the client yet, and otherwise
 // goes on: which of the two shows later.
 func (n *Node) Handoff(ctx context.Context, client netip.Addr, to string, state func(net.Conn) ([]byte, error)) (*Report, error) {
-	h := &handoff{node: n, client: client.Unmap(), to: to, state: state, answer: make(chan answer, 1), decided: make(chan struct{})}
+	return n.handOff(ctx, &handoff{client: client.Unmap(), to: to, state: state})
+}
+
+func (n *Node) handOff(ctx context.Context, h *handoff) (*Report, error) {
+	h.node, h.answer, h.decided = n, make(chan answer, 1), make(chan struct{})
 	if before, err := h.begin(ctx); err != nil {
-		return nil, &HandoffError{Stage: StagePrepare, Client: h.client, To: to, Committed: before != nil, Err: err, of: before}
+		return nil, &HandoffError{Stage: StagePrepare, Client: h.client, To: h.to, Committed: before != nil, Err: err, of: before}
 	}
 	defer n.wg.Done()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -110,7 +115,7 @@ func (n *Node) Handoff(ctx context.Context, client netip.Addr, to string, state 
 	if h.came == open {
 		h.undo(true)
 	}
-	failure := &HandoffError{Stage: stage, Client: h.client, To: to, Committed: h.came == committed, Err: err}
+	failure := &HandoffError{Stage: stage, Client: h.client, To: h.to, Committed: h.came == committed, Err: err}
 	if failure.Committed {
 		failure.of = h
 	}
@@ -127,6 +132,11 @@ func (h *handoff) begin(ctx context.Context) (before *handoff, err error) {
 	}
 	if err := migrate.Check(); err != nil { // once; it takes some milliseconds
 		return nil, err
+	}
+	if h.only != nil {
+		if err := h.alone(s.ConnsOf(h.client)); err != nil {
+			return nil, err
+		}
 	}
 	_, ok := n.clients.claim(h.client)
 	n.mu.Lock()
@@ -248,7 +258,10 @@ func (h *handoff) freeze(ctx context.Context) error {
 		h.frozen = time.Now()
 		err := h.donor.Freeze()
 		if err == nil {
-			if h.state == nil || h.allAtRest() {
+			switch {
+			case h.only != nil:
+				return h.alone(h.donor.Served())
+			case h.state == nil || h.allAtRest():
 				return nil
 			}
 			// Somebody was accepted meanwhile.
@@ -282,7 +295,7 @@ func (h *handoff) export(ctx context.Context) (err error) {
 	if h.state == nil {
 		return nil
 	}
-	if h.states, err = describe(ctx, h.state, served, h.node.patience()); err != nil {
+	if h.states, err = h.describe(ctx, served); err != nil {
 		return err
 	}
 	for _, s := range h.states {

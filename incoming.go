@@ -282,7 +282,7 @@ func (n *Node) activate(m *api.Message) *api.Message {
 		if c == nil {
 			continue
 		}
-		in.Conns = append(in.Conns, c)
+		in.Conns = append(in.Conns, Conn{c, n})
 		var state []byte
 		if len(a.states) != 0 {
 			state = a.states[i]

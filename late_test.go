@@ -22,6 +22,22 @@ type script struct {
 	out  chan *api.Message // and of it
 	once sync.Once
 	end  chan struct{}
+
+	answers chan []byte // packets of the application
+}
+
+// scripted returns a node of such a daemon.
+func scripted(server netip.Addr) (*Node, *script) {
+	s := &script{in: make(chan *api.Message), out: make(chan *api.Message, 100), end: make(chan struct{}), answers: make(chan []byte, 100)}
+	return &Node{Attach: func(context.Context, *api.Message) (*Attachment, error) {
+		return &Attachment{
+			Session: s,
+			Config: api.SessionConfig{
+				Addr: server, CareOf: netip.MustParseAddr("2001:db8:c::1"), Via: netip.MustParseAddr("2001:db8:c::2"), Node: "b", MTU: 1500,
+			},
+			Device: tuntest.NewEnd("tun", 1500, func(p []byte) { s.answers <- p }),
+		}, nil
+	}}, s
 }
 
 func (s *script) Close() error { s.once.Do(func() { close(s.end) }); return nil }
@@ -48,7 +64,7 @@ func (s *script) Receive() (*api.Message, error) {
 // the node that has the client now; one that belongs to an offer that has come to
 // nothing is not: it may be of a connection that the donor goes on with.
 func TestLateSYN(t *testing.T) {
-	server, careOf, via := netip.MustParseAddr("2001:db8:d::1"), netip.MustParseAddr("2001:db8:c::1"), netip.MustParseAddr("2001:db8:c::2")
+	server := netip.MustParseAddr("2001:db8:d::1")
 	clients := []netip.Addr{netip.MustParseAddr("2001:db8:1::1"), netip.MustParseAddr("2001:db8:1::2")}
 
 	// syn is the first packet of a connection; what else the client would send goes
@@ -71,15 +87,8 @@ func TestLateSYN(t *testing.T) {
 		return <-syns
 	}
 
-	answers := make(chan []byte, 100)
-	s := &script{in: make(chan *api.Message), out: make(chan *api.Message, 100), end: make(chan struct{})}
-	n := &Node{Attach: func(context.Context, *api.Message) (*Attachment, error) {
-		return &Attachment{
-			Session: s,
-			Config:  api.SessionConfig{Addr: server, CareOf: careOf, Via: via, Node: "b", MTU: 1500},
-			Device:  tuntest.NewEnd("tun", 1500, func(p []byte) { answers <- p }),
-		}, nil
-	}}
+	n, s := scripted(server)
+	answers := s.answers
 	defer n.Close()
 	if _, err := n.Listen("tcp", ":80"); err != nil {
 		t.Fatal(err)

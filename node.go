@@ -68,9 +68,10 @@ type Node struct {
 	wg         sync.WaitGroup
 
 	// Set by start.
-	stack *stack.Stack
-	life  context.Context // ended by Close
-	end   context.CancelFunc
+	stack  *stack.Stack
+	daemon Daemon          // nil: there is none to ask
+	life   context.Context // ended by Close
+	end    context.CancelFunc
 
 	mu        sync.Mutex
 	closed    bool
@@ -94,7 +95,11 @@ func (n *Node) Listen(network, address string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.Listen(network, address)
+	l, err := s.Listen(network, address)
+	if err != nil {
+		return nil, err
+	}
+	return listener{l, n}, nil
 }
 
 // Dial connects to address from the distributed server address. Its form is that
@@ -104,7 +109,11 @@ func (n *Node) Dial(ctx context.Context, network, address string) (net.Conn, err
 	if err != nil {
 		return nil, err
 	}
-	return s.DialContext(ctx, network, address)
+	c, err := s.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return Conn{c, n}, nil
 }
 
 // Name is what this node is called.
@@ -167,7 +176,7 @@ func (n *Node) start(ctx context.Context) (*stack.Stack, error) {
 	n.doubtful = make(map[netip.Addr]*handoff)
 	n.arriving = make(map[uint64]*arrival)
 	n.stranded = make(map[netip.Addr]*arrival)
-	n.stack, n.config, n.started = s, a.Config, true
+	n.stack, n.daemon, n.config, n.started = s, a.Daemon, a.Config, true
 	n.session, n.announced = a.Session, accepts
 	n.wg.Go(func() { n.run(a.Session) })
 	n.wg.Go(n.tellClients)
@@ -209,6 +218,9 @@ func (n *Node) Close() error {
 	}
 	for _, client := range stranded {
 		n.unstrand(client)
+	}
+	if c, ok := n.daemon.(*api.Client); ok {
+		c.Close()
 	}
 	return n.stack.Close()
 }

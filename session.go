@@ -29,6 +29,7 @@ type Attachment struct {
 	Session Session
 	Config  api.SessionConfig
 	Device  tun.Device // nil if the application has it: api.Message.HasTUN
+	Daemon  Daemon     // of the first attachment; nil: there is nobody to ask
 }
 
 // How long it takes until the next try to attach again.

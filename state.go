@@ -16,7 +16,7 @@ const MaxState = 1 << 20
 // drain waits until the handlers of the client's connections are at rest, if
 // there is state that they change.
 func (h *handoff) drain(ctx context.Context) error {
-	if h.state == nil {
+	if h.state == nil || h.only != nil {
 		return nil
 	}
 	conns := h.node.stack.ConnsOf(h.client)
@@ -61,7 +61,7 @@ func (h *handoff) endRest() {
 // describe calls the application's function for each connection that is not
 // nil. If it does not return in time it is left to itself; but not because ctx has
 // ended: the handlers would go on while it looks at what they change.
-func describe(ctx context.Context, state func(net.Conn) ([]byte, error), conns []*stack.Conn, patience time.Duration) ([][]byte, error) {
+func (h *handoff) describe(ctx context.Context, conns []*stack.Conn) ([][]byte, error) {
 	type result struct {
 		states [][]byte
 		err    error
@@ -73,7 +73,7 @@ func describe(ctx context.Context, state func(net.Conn) ([]byte, error), conns [
 			if c == nil {
 				continue
 			}
-			b, err := call(state, c)
+			b, err := call(h.state, Conn{c, h.node})
 			if err == nil && len(b) > MaxState {
 				err = fmt.Errorf("%d octets, more than the %d of MaxState", len(b), MaxState)
 			}
@@ -85,6 +85,7 @@ func describe(ctx context.Context, state func(net.Conn) ([]byte, error), conns [
 		}
 		done <- result{states: states}
 	}()
+	patience := h.node.patience()
 	late := time.NewTimer(patience)
 	defer late.Stop()
 	select {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/daemon/member"
+	"github.com/distributed-servers/ds/daemon/server"
 	"github.com/distributed-servers/ds/internal/lab"
 	"github.com/distributed-servers/ds/mobility/relay"
 )
@@ -42,6 +43,7 @@ type process struct {
 	timer  *time.Timer
 	ended  chan struct{}
 	dead   atomic.Bool
+	events server.Events
 
 	mu     sync.Mutex // of the machine
 	member *member.Member
@@ -95,11 +97,12 @@ func (c *Cluster) bootLocked(d *daemon) {
 	if err != nil {
 		panic(fmt.Sprintf("dstest: %s: %v", d.name, err)) // two nodes of one name, or none
 	}
-	p := &process{daemon: d, member: m, ended: make(chan struct{}), joined: make(map[string]uint64)}
+	p := &process{daemon: d, member: m, ended: make(chan struct{}), events: server.Events{Size: 1024}, joined: make(map[string]uint64)}
 	p.more.L = &p.queue
 	p.timer = time.AfterFunc(time.Hour, func() { p.put(item{in: member.Tick{}}) })
 	d.process = p
 	d.running.Store(p)
+	p.events.Publish(api.Event{Kind: api.EventStarted})
 	p.put(item{in: member.Start{}})
 	if d.app == nil {
 		p.put(item{in: member.AppGone{Lost: true}})
@@ -240,6 +243,9 @@ func (p *process) step(i *item) {
 		if !p.toPeer(m) {
 			return // it has ended
 		}
+	}
+	for _, e := range out.Events {
+		p.events.Publish(api.Event{Kind: e.Kind, Server: Server, Client: e.Client, Node: e.Node, Epoch: e.Epoch, Detail: e.Detail})
 	}
 	for _, a := range out.Answers {
 		c.answered(a)

@@ -27,5 +27,5 @@
 //
 // What nodes send to clients is watched: [Cluster.Faults] reports a node that sends
 // to a client which it has not, a reset, and two different octets at one place of
-// a connection.
+// a connection. [ds.Node.Status], Clients and Watch work as with real daemons.
 package dstest

@@ -57,7 +57,7 @@ func (a *application) attach(hello *api.Message) (*ds.Attachment, error) {
 	}
 	s := &session{app: a, process: p}
 	s.more.L = &s.mu
-	at := &ds.Attachment{Session: s}
+	at := &ds.Attachment{Session: s, Daemon: monitor{d}}
 	if !hello.HasTUN {
 		if before := d.app; before != nil {
 			before.gone.Store(true)

@@ -42,14 +42,18 @@ func scripted(server netip.Addr) (*Node, *script) {
 
 func (s *script) Close() error { s.once.Do(func() { close(s.end) }); return nil }
 
-func (s *script) Send(m *api.Message) error {
-	select {
-	case s.out <- m:
-		return nil
-	case <-s.end:
-		return net.ErrClosed
+func (s *script) Send(all ...*api.Message) error {
+	for _, m := range all {
+		select {
+		case s.out <- m:
+		case <-s.end:
+			return net.ErrClosed
+		}
 	}
+	return nil
 }
+
+func (s *script) Ready() bool { return false } // one by one
 
 func (s *script) Receive() (*api.Message, error) {
 	select {

@@ -15,11 +15,13 @@ import (
 // Session is the application's end of a session with a daemon; package
 // daemon/api has the messages.
 type Session interface {
-	// Send sends a message. It may be called at any time from any goroutine. An
-	// error means that the message did not go out whole, and ends the session.
-	Send(m *api.Message) error
+	// Send sends messages, in their order. It may be called at any time from any
+	// goroutine. An error means that they did not all go out whole, and ends the session.
+	Send(all ...*api.Message) error
 	// Receive waits for the next message. One goroutine calls it.
 	Receive() (*api.Message, error)
+	// Ready tells that goroutine whether the next message is there.
+	Ready() bool
 	// Close ends the session: Receive and Send return.
 	Close() error
 }
@@ -69,18 +71,35 @@ func (n *Node) run(s Session) {
 }
 
 func (n *Node) receive(s Session) error {
+	var replies []*api.Message // to messages that have come together
 	for {
 		m, err := s.Receive()
+		if err == nil {
+			if r := n.dispatch(s, m); r != nil {
+				replies = append(replies, r)
+			}
+			if len(replies) < maxReplies && s.Ready() {
+				continue
+			}
+		}
+		if len(replies) > 0 {
+			s.Send(replies...)
+			clear(replies)
+			replies = replies[:0]
+		}
 		if err != nil {
 			return err
 		}
-		n.dispatch(s, m)
 	}
 }
 
-// dispatch does what a message asks for. What cannot wait for anybody is done
-// right here.
-func (n *Node) dispatch(s Session, m *api.Message) {
+// maxReplies is how many wait for each other. To rebuild a client's connections may
+// take some tens of microseconds.
+const maxReplies = 16
+
+// dispatch does what a message asks for, and returns the reply, if there is one. What
+// cannot wait for anybody is done right here.
+func (n *Node) dispatch(s Session, m *api.Message) (reply *api.Message) {
 	switch m.Kind {
 	case api.ConfigChanged:
 		n.reconfigure(m.Config)
@@ -95,19 +114,20 @@ func (n *Node) dispatch(s Session, m *api.Message) {
 	case api.Done:
 		n.answered(m)
 		if m.Error == "" { // from now on nobody here would ask for it
-			s.Send(&api.Message{Kind: api.Settled, ID: m.ID})
+			return &api.Message{Kind: api.Settled, ID: m.ID}
 		}
 	case api.Offer:
-		s.Send(n.offered(m))
+		return n.offered(m)
 	case api.Late:
 		n.late(m)
 	case api.Activate:
-		s.Send(n.activate(m))
+		return n.activate(m)
 	case api.Forget:
 		n.forget(m.ID)
 	default:
 		n.logger().Warn("ds: unexpected message of the daemon", "kind", m.Kind)
 	}
+	return nil
 }
 
 // detached cleans up after a session: what could still be called off is called

@@ -264,14 +264,16 @@ func (l *live) Up(name string) {
 
 func (l *live) Down(string, error) { l.done <- "down" }
 
-func (l *live) Received(name string, frame []byte) {
-	m, err := member.Parse(frame)
-	if err != nil {
-		l.t.Error(err)
-	} else {
-		l.step(member.Peer{From: name, Message: m})
+func (l *live) Received(name string, frames [][]byte) {
+	for _, frame := range frames {
+		m, err := member.Parse(frame)
+		if err != nil {
+			l.t.Error(err)
+		} else {
+			l.step(member.Peer{From: name, Message: m})
+		}
+		l.done <- "frame"
 	}
-	l.done <- "frame"
 }
 
 func (l *live) wait(what string) {

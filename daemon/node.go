@@ -355,13 +355,28 @@ func (n *Node) readTunnel(t *rawip.Tunnel) {
 	}
 }
 
-func (n *Node) toPeer(p member.ToPeer) {
-	b, err := p.Message.Append(nil)
-	if err == nil {
-		err = n.mesh.Send(p.To, b)
-	}
-	if err != nil && !errors.Is(err, peer.ErrNotConnected) {
-		n.log.Error("a message is not sent", "node", p.To, "kind", p.Message.Kind, "err", err)
+// toPeers sends messages to other nodes, together what goes to the same one.
+func (n *Node) toPeers(all []member.ToPeer) {
+	for len(all) > 0 {
+		to := all[0].To
+		var frames [][]byte
+		others := all[:0]
+		for _, p := range all {
+			if p.To != to {
+				others = append(others, p)
+				continue
+			}
+			b, err := p.Message.Append(nil)
+			if err != nil {
+				n.log.Error("a message is not sent", "node", to, "kind", p.Message.Kind, "err", err)
+				continue
+			}
+			frames = append(frames, b)
+		}
+		if err := n.mesh.Send(to, frames...); err != nil && !errors.Is(err, peer.ErrNotConnected) {
+			n.log.Error("messages are not sent", "node", to, "number", len(frames), "err", err)
+		}
+		all = others
 	}
 }
 
@@ -386,15 +401,28 @@ func (f *fromPeers) Down(name string, err error) {
 	}
 }
 
-func (f *fromPeers) Received(name string, frame []byte) {
+func (f *fromPeers) Received(name string, frames [][]byte) {
 	n := (*Node)(f)
-	m, err := member.Parse(frame)
-	if err != nil {
-		n.log.Warn("a message of another node makes no sense", "node", name, "err", err)
-		return
+	var in []member.Input // of one server, in a row
+	var of *service
+	for _, frame := range frames {
+		m, err := member.Parse(frame)
+		if err != nil {
+			n.log.Warn("a message of another node makes no sense", "node", name, "err", err)
+			continue
+		}
+		s := n.byHome[m.Server]
+		if s == nil {
+			continue
+		}
+		if s != of && of != nil {
+			of.step(in...)
+			in = nil
+		}
+		of, in = s, append(in, member.Peer{From: name, Message: m})
 	}
-	if s := n.byHome[m.Server]; s != nil {
-		s.step(member.Peer{From: name, Message: m})
+	if of != nil {
+		of.step(in...)
 	}
 }
 

@@ -72,15 +72,17 @@ func (s *service) openDevice() (err error) {
 	return err
 }
 
-// step gives the member an input and does what it says.
-func (s *service) step(in member.Input) {
+// step gives the member inputs and does what it says. Of those that have come
+// together what is to be done is done together: one write to a file, a socket or
+// another node, whatever number of messages it is.
+func (s *service) step(in ...member.Input) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stepLocked(in)
+	s.stepLocked(in...)
 }
 
-func (s *service) stepLocked(in member.Input) {
-	out := s.member.Step(s.n.now(), in)
+func (s *service) stepLocked(in ...member.Input) {
+	out := s.member.Step(s.n.now(), in...)
 	if len(out.Record) > 0 {
 		if err := s.records.add(out.Record); err != nil {
 			s.n.log.Error("a handoff is not recorded", "server", s.home, "err", err)
@@ -100,11 +102,9 @@ func (s *service) stepLocked(in member.Input) {
 			s.enter()
 			m.Config.KernelTunnel = s.entrance.into.IsValid()
 		}
-		s.session.send(m)
 	}
-	for _, p := range out.Peers {
-		s.n.toPeer(p)
-	}
+	s.session.send(out.App...)
+	s.n.toPeers(out.Peers)
 	for _, e := range out.Events {
 		s.publish(api.Event{Kind: e.Kind, Client: e.Client, Node: e.Node, Epoch: e.Epoch, Detail: e.Detail})
 	}

@@ -13,6 +13,9 @@ import (
 	"github.com/distributed-servers/ds/daemon/server"
 )
 
+// maxBurst is how many messages that have come together are done together.
+const maxBurst = 256
+
 // session is an attached application.
 type session struct {
 	*api.Session
@@ -22,17 +25,19 @@ type session struct {
 	s     *service
 }
 
-// send sends a message of the member. The welcome has the descriptors with it.
-func (a *session) send(m *api.Message) {
-	if a == nil {
+// send sends messages of the member. The welcome has the descriptors with it.
+func (a *session) send(all ...*api.Message) {
+	if a == nil || len(all) == 0 {
 		return
 	}
 	var err error
-	if m.Kind == api.Welcome && !a.hello.HasTUN {
-		m.Config.Queues = a.s.device.Queues()
-		err = a.SendFiles(m, a.s.device.Files()...)
-	} else {
-		err = a.Send(m)
+	if first := all[0]; first.Kind == api.Welcome && !a.hello.HasTUN {
+		first.Config.Queues = a.s.device.Queues()
+		err = a.SendFiles(first, a.s.device.Files()...)
+		all = all[1:]
+	}
+	if err == nil {
+		err = a.Send(all...)
 	}
 	if err != nil {
 		a.Close() // whoever receives from it finds out
@@ -73,16 +78,29 @@ func (n *Node) Attach(ctx context.Context, dsa netip.Addr, who server.Cred, conn
 		return err
 	}
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	var in []member.Input
 	for {
 		m, err := conn.Receive()
-		if err != nil {
-			s.detach(a)
-			if errors.Is(err, io.EOF) {
-				return nil
+		if err == nil {
+			in = append(in, member.App{Message: m})
+			if conn.Ready() && len(in) < maxBurst {
+				continue
 			}
+		}
+		if len(in) > 0 {
+			s.step(in...)
+			clear(in)
+			in = in[:0]
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			s.detach(a)
+			return nil
+		default:
+			s.detach(a)
 			return err
 		}
-		s.step(member.App{Message: m})
 	}
 }
 

@@ -114,7 +114,16 @@ func (s *session) crash() {
 }
 
 // Send implements ds.Session.
-func (s *session) Send(m *api.Message) (err error) {
+func (s *session) Send(all ...*api.Message) error {
+	for _, m := range all {
+		if err := s.send(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *session) send(m *api.Message) (err error) {
 	frame, err := api.AppendMessage(nil, m)
 	if err != nil {
 		return err
@@ -168,6 +177,13 @@ func (s *session) Receive() (*api.Message, error) {
 	}
 	d.cluster.seen.received(d.name, m)
 	return m, nil
+}
+
+// Ready implements ds.Session.
+func (s *session) Ready() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.frames) > 0 && !s.closed
 }
 
 func (s *session) next() (*api.Message, error) {

@@ -3,11 +3,14 @@ package api
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -55,13 +58,14 @@ type Session struct {
 
 	heard bool // a message, so that the deadline for the first is over
 
-	mu      sync.Mutex
-	sent    bool // something, whatever it was
-	err     error
-	queue   net.Buffers // waits for the goroutine that writes
-	queued  int         // octets of queue, and of what is being written
-	writing bool        // there is that goroutine
-	most    int         // of queued
+	mu        sync.Mutex
+	sent      bool // something, whatever it was
+	err       error
+	queue     net.Buffers // waits for the goroutine that writes
+	queued    int         // octets of queue, and of what is being written
+	writing   bool        // there is that goroutine
+	gathering bool        // somebody is about to send the queue
+	most      int         // of queued
 }
 
 // end is one of the two ends of a session.
@@ -106,7 +110,7 @@ func newSession(conn *net.UnixConn, r *bufio.Reader, e end) *Session {
 		ahead, _ := r.Peek(r.Buffered())
 		from = io.MultiReader(bytes.NewReader(bytes.Clone(ahead)), from)
 	}
-	s.r = bufio.NewReaderSize(from, 16<<10)
+	s.r = bufio.NewReaderSize(from, 64<<10)
 	return s
 }
 
@@ -133,21 +137,55 @@ func (s *Session) Receive() (*Message, error) {
 	return nil, s.fail(err)
 }
 
-// Send sends a message, and never waits: what the other end does not take at
-// once is kept, in order. It fails if the session has ended, and if the message
-// lacks something; then the session goes on.
-func (s *Session) Send(m *Message) error { return s.SendFiles(m) }
+// Ready tells whether another message has come whole, so that Receive does not wait.
+// Who calls Receive may call it.
+func (s *Session) Ready() bool {
+	if s.r.Buffered() < 4 {
+		return false
+	}
+	head, _ := s.r.Peek(4)
+	return uint64(s.r.Buffered()-4) >= uint64(binary.BigEndian.Uint32(head))
+}
+
+// Send sends messages, together, and never waits: what the other end does not take
+// at once is kept, in order. It fails if the session has ended, and if a message
+// lacks something: that one is left out, and the session goes on.
+func (s *Session) Send(all ...*Message) error {
+	var frames []byte
+	var wrong error
+	for _, m := range all {
+		var err error
+		if frames, err = s.frame(frames, m); err != nil {
+			wrong = errors.Join(wrong, err)
+		}
+	}
+	if len(frames) > 0 {
+		if err := s.send(frames); err != nil {
+			return err
+		}
+	}
+	return wrong
+}
 
 // SendFiles sends a message with descriptors, which stay the caller's. Only the
 // first message of a session can have some.
 func (s *Session) SendFiles(m *Message, files ...*os.File) error {
-	if rules[min(m.Kind, kinds-1)].from&s.end == 0 {
-		return fmt.Errorf("%w: %s is not for the %s to send", ErrMessage, m.Kind, s.end)
-	}
-	frame, err := AppendMessage(nil, m)
+	frame, err := s.frame(nil, m)
 	if err != nil {
 		return err
 	}
+	return s.send(frame, files...)
+}
+
+func (s *Session) frame(b []byte, m *Message) ([]byte, error) {
+	if rules[min(m.Kind, kinds-1)].from&s.end == 0 {
+		return b, fmt.Errorf("%w: %s is not for the %s to send", ErrMessage, m.Kind, s.end)
+	}
+	return AppendMessage(b, m)
+}
+
+// send sends frames, with descriptors if there are any.
+func (s *Session) send(frame []byte, files ...*os.File) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err != nil {
@@ -164,6 +202,12 @@ func (s *Session) SendFiles(m *Message, files ...*os.File) error {
 		frame = frame[n:]
 	}
 	s.sent = true
+	if s.end == application && !s.writing {
+		var err error
+		if frame, err = s.gatherLocked(frame); err != nil || len(frame) == 0 {
+			return err
+		}
+	}
 	if !s.writing {
 		// Most messages go out here, without another goroutine.
 		n, err := nowait.Write(s.conn, frame)
@@ -175,15 +219,47 @@ func (s *Session) SendFiles(m *Message, files ...*os.File) error {
 	if len(frame) == 0 {
 		return nil
 	}
+	if err := s.keepLocked(frame); err != nil {
+		return err
+	}
+	if !s.writing {
+		s.writing = true
+		go s.write()
+	}
+	return nil
+}
+
+// gatherLocked lets the goroutines that can run go first: when the daemon has
+// answered many of them at once, each of them is about to send something, which goes
+// out together. It returns what that is; nothing if another caller sends it.
+func (s *Session) gatherLocked(frame []byte) ([]byte, error) {
+	if err := s.keepLocked(frame); err != nil || s.gathering {
+		return nil, err
+	}
+	s.gathering = true
+	s.mu.Unlock()
+	runtime.Gosched()
+	s.mu.Lock()
+	s.gathering = false
+	if s.err != nil {
+		return nil, s.err
+	}
+	all := s.queue
+	s.queue = nil
+	if len(all) > 1 {
+		frame = slices.Concat(all...)
+	}
+	s.queued -= len(frame)
+	return frame, nil
+}
+
+// keepLocked keeps a frame until the other end takes it.
+func (s *Session) keepLocked(frame []byte) error {
 	if s.queued+len(frame) > s.most {
 		return s.failLocked(ErrSlow)
 	}
 	s.queue = append(s.queue, frame)
 	s.queued += len(frame)
-	if !s.writing {
-		s.writing = true
-		go s.write()
-	}
 	return nil
 }
 

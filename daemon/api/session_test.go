@@ -130,6 +130,35 @@ func TestSessionSenders(t *testing.T) {
 	}
 }
 
+// Messages that are sent together arrive together, without the one that is none.
+func TestSessionTogether(t *testing.T) {
+	app, dsco := pair(t)
+	if dsco.Ready() {
+		t.Error("nothing has been sent")
+	}
+	if err := app.Send(complete[Owned], &Message{Kind: Owned}, complete[Gone], complete[Settled]); !errors.Is(err, ErrMessage) {
+		t.Errorf("one lacks its client: %v", err)
+	}
+	for i, want := range []*Message{complete[Owned], complete[Gone], complete[Settled]} {
+		if ready := dsco.Ready(); ready != (i > 0) {
+			t.Errorf("%s is there: %t", want.Kind, ready)
+		}
+		if got, err := dsco.Receive(); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("got %+v, %v, want %s", got, err, want.Kind)
+		}
+	}
+	if dsco.Ready() {
+		t.Error("nothing is left")
+	}
+	// Of a message that has not come whole, Ready says nothing.
+	if _, err := app.conn.Write([]byte{0, 0, 0, 9, 1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dsco.r.Peek(5); err != nil || dsco.Ready() {
+		t.Errorf("half a message is ready, %v", err)
+	}
+}
+
 func TestSessionHuge(t *testing.T) {
 	app, dsco := pair(t)
 	huge := &Message{Kind: Transfer, ID: 1, Snapshot: make([]byte, 8<<20)}

@@ -383,12 +383,20 @@ func New(cfg Config) (*Member, error) {
 	return m, nil
 }
 
-// Step takes an input at the time now, and does what is due.
-func (m *Member) Step(now time.Duration, in Input) Output {
+// Step takes inputs that have come at the time now, in their order, and does what
+// is due. What several of them ask for is together in the output.
+func (m *Member) Step(now time.Duration, inputs ...Input) Output {
 	m.now = max(m.now, now)
 	m.out = Output{Record: m.out.Record[:0], Send: m.out.Send[:0], Relay: m.out.Relay[:0], Events: m.out.Events[:0], Reports: m.out.Reports[:0]}
+	for _, in := range inputs {
+		m.input(in)
+	}
+	return m.out
+}
+
+func (m *Member) input(in Input) {
 	if _, first := in.(Start); !first && !m.started {
-		return m.out
+		return
 	}
 	m.started = true
 	switch in := in.(type) {
@@ -422,7 +430,6 @@ func (m *Member) Step(now time.Duration, in Input) Output {
 	}
 	m.due()
 	m.counted()
-	return m.out
 }
 
 // due does what has a deadline that has come.

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"bufio"
 	"crypto/tls"
 	"encoding/binary"
 	"fmt"
@@ -24,7 +25,7 @@ type link struct {
 	// order is held by whoever writes to conn, so that frames go out in the order
 	// in which they were queued. It comes before mu.
 	order sync.Mutex
-	short []byte    // order's: a frame with its length
+	short []byte    // order's: frames with their lengths
 	last  time.Time // order's: when sendNow has sent one
 
 	mu     sync.Mutex
@@ -46,9 +47,13 @@ const (
 	burst    = 200 * time.Microsecond
 )
 
-func (l *link) send(frame []byte) error {
-	if len(frame) <= maxShort && l.order.TryLock() {
-		sent, err := l.sendNow(frame)
+func (l *link) send(frames [][]byte) error {
+	size := 0
+	for _, f := range frames {
+		size += 4 + len(f)
+	}
+	if size <= maxShort && l.order.TryLock() {
+		sent, err := l.sendNow(frames)
 		l.order.Unlock()
 		switch {
 		case err != nil:
@@ -68,13 +73,12 @@ func (l *link) send(frame []byte) error {
 	case l.closed:
 		l.mu.Unlock()
 		return ErrNotConnected
-	case len(l.queue)+len(frame)+4 > l.max:
+	case len(l.queue)+size > l.max:
 		l.mu.Unlock()
 		l.fail(fmt.Errorf("more than %d octets wait for it", l.max))
 		return ErrNotConnected
 	}
-	l.queue = binary.BigEndian.AppendUint32(l.queue, uint32(len(frame)))
-	l.queue = append(l.queue, frame...)
+	l.queue = appendFrames(l.queue, frames)
 	l.mu.Unlock()
 	l.wakeWriter()
 	return nil
@@ -87,9 +91,17 @@ func (l *link) wakeWriter() {
 	}
 }
 
-// sendNow sends a frame without waiting, unless there is something to wait for.
+// appendFrames appends frames with their lengths.
+func appendFrames(b []byte, frames [][]byte) []byte {
+	for _, f := range frames {
+		b = append(binary.BigEndian.AppendUint32(b, uint32(len(f))), f...)
+	}
+	return b
+}
+
+// sendNow sends frames without waiting, unless there is something to wait for.
 // order is held.
-func (l *link) sendNow(frame []byte) (sent bool, err error) {
+func (l *link) sendNow(frames [][]byte) (sent bool, err error) {
 	l.mu.Lock()
 	closed, queued := l.closed, len(l.queue) > 0
 	l.mu.Unlock()
@@ -100,8 +112,7 @@ func (l *link) sendNow(frame []byte) (sent bool, err error) {
 		return false, nil
 	}
 	l.last = time.Now()
-	l.short = binary.BigEndian.AppendUint32(l.short[:0], uint32(len(frame)))
-	l.short = append(l.short, frame...)
+	l.short = appendFrames(l.short[:0], frames)
 	l.conn.SetWriteDeadline(time.Now().Add(l.timeout))
 	l.out.patient(false)
 	_, err = l.conn.Write(l.short)
@@ -230,6 +241,18 @@ type patient struct {
 func (p *patient) Read(b []byte) (int, error) {
 	p.conn.SetReadDeadline(time.Now().Add(p.timeout))
 	return p.conn.Read(b)
+}
+
+// maxBurst is how many frames a handler gets at once.
+const maxBurst = 256
+
+// frameReady tells whether the next frame has come whole.
+func frameReady(r *bufio.Reader) bool {
+	if r.Buffered() < 4 {
+		return false
+	}
+	head, _ := r.Peek(4)
+	return uint64(r.Buffered()-4) >= uint64(binary.BigEndian.Uint32(head))
 }
 
 // readFrame reads a frame. Memory grows with what has arrived, not with what the

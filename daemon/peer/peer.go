@@ -32,6 +32,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,8 +44,8 @@ import (
 type Handler interface {
 	Up(name string)
 	Down(name string, err error)
-	// Received gets a frame, which it may keep.
-	Received(name string, frame []byte)
+	// Received gets frames that have come together, which it may keep.
+	Received(name string, frames [][]byte)
 }
 
 // Config is a mesh. All but the durations and limits are required.
@@ -381,6 +382,7 @@ func (m *Mesh) serve(name string, conn *tls.Conn) {
 // other side has accepted us.
 func (m *Mesh) read(name string, l *link) error {
 	r := bufio.NewReaderSize(&patient{l.conn, m.cfg.Timeout}, 64<<10)
+	var frames [][]byte
 	for {
 		b, err := readFrame(r, m.cfg.MaxFrame)
 		if err != nil {
@@ -392,7 +394,11 @@ func (m *Mesh) read(name string, l *link) error {
 			m.cfg.Handler.Up(name)
 		}
 		if len(b) > 0 {
-			m.cfg.Handler.Received(name, b)
+			frames = append(frames, b)
+		}
+		if len(frames) > 0 && !(len(frames) < maxBurst && frameReady(r)) {
+			m.cfg.Handler.Received(name, frames)
+			frames = nil
 		}
 	}
 }
@@ -406,17 +412,23 @@ func (m *Mesh) heard(name string) {
 	}
 }
 
-// Send sends a frame to a node, or queues it; it does not wait. That it has no
-// error does not mean that the frame arrives: if it does not, Down follows.
-func (m *Mesh) Send(name string, frame []byte) error {
+// Send sends frames to a node, together, or queues them; it does not wait. That it
+// has no error does not mean that they arrive: if they do not, Down follows. A frame
+// of the wrong size is left out, with an error.
+func (m *Mesh) Send(name string, frames ...[]byte) error {
 	m.mu.Lock()
 	l := m.links[name]
 	m.mu.Unlock()
 	if l == nil {
 		return ErrNotConnected
 	}
-	if len(frame) == 0 || len(frame) > m.cfg.MaxFrame {
-		return fmt.Errorf("peer: send to %s: %d octets, want 1 to %d", name, len(frame), m.cfg.MaxFrame)
-	}
-	return l.send(frame)
+	var errs []error
+	frames = slices.DeleteFunc(slices.Clone(frames), func(f []byte) bool {
+		bad := len(f) == 0 || len(f) > m.cfg.MaxFrame
+		if bad {
+			errs = append(errs, fmt.Errorf("peer: send to %s: %d octets, want 1 to %d", name, len(f), m.cfg.MaxFrame))
+		}
+		return bad
+	})
+	return errors.Join(append(errs, l.send(frames))...)
 }

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,8 +32,10 @@ type recorder chan heard
 
 func (r recorder) Up(name string)              { r <- heard{what: "up", name: name} }
 func (r recorder) Down(name string, err error) { r <- heard{what: "down", name: name, err: err} }
-func (r recorder) Received(name string, frame []byte) {
-	r <- heard{what: "frame", name: name, frame: frame}
+func (r recorder) Received(name string, frames [][]byte) {
+	for _, f := range frames {
+		r <- heard{what: "frame", name: name, frame: f}
+	}
 }
 
 func (r recorder) next(t testing.TB, what string) heard {
@@ -170,6 +173,31 @@ func TestFramesBothWaysInOrder(t *testing.T) {
 			if h := r.next(t, "frame"); len(h.frame) != 1+i*17 || h.frame[0] != byte(i) {
 				t.Fatalf("frame %d has %d octets and begins with %d", i, len(h.frame), h.frame[0])
 			}
+		}
+	}
+}
+
+// Frames that are sent together arrive in order, without the one that is none.
+func TestFramesTogether(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	a, ra, _ := w.open(t, "a")
+	_, rb, _ := w.open(t, "b")
+	ra.next(t, "up")
+	rb.next(t, "up")
+	const n = 600
+	var all [][]byte
+	for i := range n {
+		all = append(all, bytes.Repeat([]byte{byte(i)}, 1+i*3))
+	}
+	for at := 0; at < n; at += 200 {
+		together := slices.Insert(slices.Clone(all[at:at+200]), 100, nil)
+		if err := a.Send("b", together...); err == nil || errors.Is(err, ErrNotConnected) {
+			t.Fatalf("with an empty frame: %v", err)
+		}
+	}
+	for i := range n {
+		if h := rb.next(t, "frame"); !bytes.Equal(h.frame, all[i]) {
+			t.Fatalf("frame %d has %d octets and begins with %d", i, len(h.frame), h.frame[0])
 		}
 	}
 }

@@ -20,6 +20,7 @@ type records struct {
 	path  string
 	file  *os.File
 	lines int
+	torn  bool // the file may end in the middle of a line, or lack what all has
 	all   map[recordKey]member.Record
 }
 
@@ -89,22 +90,22 @@ func (r *records) note(rec member.Record) {
 	}
 }
 
-// add appends. When it returns, they outlive the daemon.
+// add appends. When it returns without an error, they outlive the daemon. After one
+// they are written with the next that can be.
 func (r *records) add(recs []member.Record) error {
-	if r.lines += len(recs); r.lines > max(minRewrite, 4*len(r.all)) {
-		if err := r.rewrite(); err != nil {
-			return err
-		}
+	for _, rec := range recs {
+		r.note(rec)
+	}
+	if r.lines += len(recs); r.torn || r.lines > max(minRewrite, 4*len(r.all)) {
+		return r.rewrite()
 	}
 	b, err := appendRecords(nil, recs)
 	if err == nil {
 		_, err = r.file.Write(b)
 	}
 	if err != nil {
-		return fmt.Errorf("daemon: state: %w", err)
-	}
-	for _, rec := range recs {
-		r.note(rec)
+		r.torn = true
+		return fmt.Errorf("daemon: state: %s: %w", r.path, err)
 	}
 	return nil
 }
@@ -113,6 +114,7 @@ func (r *records) add(recs []member.Record) error {
 func (r *records) rewrite() (err error) {
 	defer func() {
 		if err != nil {
+			r.torn = true
 			err = fmt.Errorf("daemon: state: %w", err)
 		}
 	}()
@@ -135,7 +137,7 @@ func (r *records) rewrite() (err error) {
 	if r.file != nil {
 		r.file.Close() // the old one, which is gone
 	}
-	r.file, r.lines = f, len(r.all)
+	r.file, r.lines, r.torn = f, len(r.all), false
 	return nil
 }
 

@@ -1,12 +1,15 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/distributed-servers/ds/daemon/member"
@@ -69,6 +72,60 @@ func TestRecords(t *testing.T) {
 	}
 	if files, _ := filepath.Glob(filepath.Join(s.dir, "*")); len(files) != 1 {
 		t.Errorf("left behind: %v", files)
+	}
+}
+
+// What a full disk has not taken is told, and is there once there is room again;
+// half a line that it has taken is no damage.
+func TestRecordsFullDisk(t *testing.T) {
+	s := state{t.TempDir()}
+	r, _, err := s.openRecords(recordsOf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.add([]member.Record{record(1, member.Taken)}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.file.WriteString(`{"from":"a","id":2,"cli`); err != nil { // of what comes next
+		t.Fatal(err)
+	}
+	disk, path := r.file, r.path
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.file = full
+	if err := r.add([]member.Record{record(2, member.Taken)}); !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), path) {
+		t.Fatalf("no room: %v", err)
+	}
+	r.file, r.path = disk, filepath.Join(s.dir, "no directory", "x") // nor for another file
+	if err := r.add([]member.Record{record(3, member.Taken)}); err == nil {
+		t.Fatal("written to nowhere")
+	}
+	killed, recs, err := s.openRecords(recordsOf) // the daemon has ended here
+	if err != nil || len(recs) != 1 {
+		t.Fatalf("%v, %v", recs, err)
+	}
+	killed.close()
+	r.path = path
+	if err := r.add([]member.Record{record(1, member.Activated)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.add([]member.Record{record(4, member.Taken)}); err != nil {
+		t.Fatal(err)
+	}
+	r.close()
+	r, recs, err = s.openRecords(recordsOf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.close()
+	got := make(map[uint64]member.State)
+	for _, rec := range recs {
+		got[rec.ID] = rec.State
+	}
+	if want := map[uint64]member.State{1: member.Activated, 2: member.Taken, 3: member.Taken, 4: member.Taken}; !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
 

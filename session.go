@@ -263,7 +263,7 @@ func (n *Node) asked(s Session, m *api.Message) {
 		n.logger().Warn("ds: handoff asked for by an operator", "error", err)
 	} else {
 		reply.Connections, reply.Optimised = r.Connections, r.Optimised
-		n.logger().Info("ds: handed off, as an operator asked", "report", r)
+		n.logger().Debug("ds: handed off, as an operator asked", "report", r)
 	}
 	s.Send(reply)
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -22,8 +23,24 @@ type routes struct {
 
 	mu    sync.Mutex
 	homes map[netip.Addr]*homeRoute
+	paths map[netip.Addr]path      // to care-of addresses, as looked up lately
 	ways  map[string]*rawip.Sender // by interface, past the TUN
 }
+
+// path is the way to a care-of address.
+type path struct {
+	out   string // interface
+	mtu   int    // of the route to the home address, so that a routing header fits
+	until time.Time
+}
+
+// A path is looked up again with the first binding after pathTime: the kernel takes
+// longer to answer than all else that a Binding Update needs, and clients of a few
+// nodes ask for the same ones. There are no more than maxPaths.
+const (
+	pathTime = time.Second
+	maxPaths = 1024
+)
 
 // homeRoute is the route to a home address: there while there is a binding of
 // it for any address of this host.
@@ -47,26 +64,26 @@ func newRoutes(name string) (*routes, error) {
 	}
 	return &routes{
 		nl: nl, index: link.Attrs().Index,
-		homes: make(map[netip.Addr]*homeRoute), ways: make(map[string]*rawip.Sender),
+		homes: make(map[netip.Addr]*homeRoute), paths: make(map[netip.Addr]path), ways: make(map[string]*rawip.Sender),
 	}, nil
 }
 
 // bound tells that there is a binding.
 func (r *routes) bound(local, home, careOf netip.Addr) error {
-	out, mtu, err := r.path(careOf)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p, err := r.path(careOf)
 	if err != nil {
 		return fmt.Errorf("path to care-of address %v: %w", careOf, err)
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	h := r.homes[home]
 	fresh := h == nil
 	if fresh {
 		h = &homeRoute{locals: make(map[netip.Addr]bool), source: local}
 	}
-	h.careOf, h.out = careOf, out
-	if fresh || h.mtu != mtu {
-		h.mtu = mtu
+	h.careOf, h.out = careOf, p.out
+	if fresh || h.mtu != p.mtu {
+		h.mtu = p.mtu
 		if err := r.nl.RouteReplace(r.route(home, h)); err != nil {
 			return fmt.Errorf("route to home address %v: %w", home, err)
 		}
@@ -81,18 +98,19 @@ func (r *routes) bound(local, home, careOf netip.Addr) error {
 func (r *routes) refresh() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	clear(r.paths)
 	var errs []error
 	for home, h := range r.homes {
-		out, mtu, err := r.path(h.careOf)
-		if err == nil && mtu != h.mtu {
-			h.mtu = mtu
+		p, err := r.path(h.careOf)
+		if err == nil && p.mtu != h.mtu {
+			h.mtu = p.mtu
 			err = r.nl.RouteReplace(r.route(home, h))
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("route to home address %v: %w", home, err))
 			continue
 		}
-		h.out = out
+		h.out = p.out
 	}
 	return errors.Join(errs...)
 }
@@ -139,28 +157,36 @@ func (r *routes) route(home netip.Addr, h *homeRoute) *netlink.Route {
 	}
 }
 
-// path is the interface by which careOf is reached, and the MTU that the route to
-// the home address has so that a routing header fits.
-func (r *routes) path(careOf netip.Addr) (out string, mtu int, err error) {
+// path looks a path up. mu is held.
+func (r *routes) path(careOf netip.Addr) (path, error) {
+	now := time.Now()
+	if p, known := r.paths[careOf]; known && now.Before(p.until) {
+		return p, nil
+	}
 	found, err := r.nl.RouteGet(careOf.AsSlice())
 	if err != nil {
-		return "", 0, err
+		return path{}, err
 	}
 	if len(found) == 0 {
-		return "", 0, unix.ENETUNREACH
+		return path{}, unix.ENETUNREACH
 	}
 	if found[0].LinkIndex == r.index {
-		return "", 0, errors.New("it is itself a home address with a binding")
+		return path{}, errors.New("it is itself a home address with a binding")
 	}
 	link, err := r.nl.LinkByIndex(found[0].LinkIndex)
 	if err != nil {
-		return "", 0, err
+		return path{}, err
 	}
-	mtu = link.Attrs().MTU
+	mtu := link.Attrs().MTU
 	if found[0].MTU > 0 {
 		mtu = min(mtu, found[0].MTU)
 	}
-	return link.Attrs().Name, mtu - correspondent.Overhead, nil
+	if len(r.paths) >= maxPaths {
+		clear(r.paths)
+	}
+	p := path{out: link.Attrs().Name, mtu: mtu - correspondent.Overhead, until: now.Add(pathTime)}
+	r.paths[careOf] = p
+	return p, nil
 }
 
 // around is a sender whose packets do not go by the route to home.

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/distributed-servers/ds/daemon/member"
 )
@@ -20,7 +21,8 @@ type records struct {
 	path  string
 	file  *os.File
 	lines int
-	torn  bool // the file may end in the middle of a line, or lack what all has
+	torn  bool          // the file may end in the middle of a line, or lack what all has
+	again time.Duration // when to try again, if it is
 	all   map[recordKey]member.Record
 }
 
@@ -108,6 +110,16 @@ func (r *records) add(recs []member.Record) error {
 		return fmt.Errorf("daemon: state: %s: %w", r.path, err)
 	}
 	return nil
+}
+
+// mend writes what could not be written, once a second, and tells whether there is
+// room again.
+func (r *records) mend(now time.Duration) (mended bool) {
+	if r == nil || !r.torn || now < r.again {
+		return false
+	}
+	r.again = now + time.Second
+	return r.rewrite() == nil
 }
 
 // rewrite leaves out what is forgotten.

@@ -3,6 +3,8 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
@@ -11,8 +13,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/daemon/member"
+	"github.com/distributed-servers/ds/daemon/peer"
 )
 
 var recordsOf = netip.MustParseAddr("2001:db8:1::1")
@@ -126,6 +131,67 @@ func TestRecordsFullDisk(t *testing.T) {
 	}
 	if want := map[uint64]member.State{1: member.Activated, 2: member.Taken, 3: member.Taken, 4: member.Taken}; !maps.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// A target that has no room for records takes no more clients, until it has.
+func TestTargetFullDisk(t *testing.T) {
+	s := state{t.TempDir()}
+	r, _, err := s.openRecords(recordsOf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { r.close() }()
+	n := &Node{log: slog.New(slog.DiscardHandler), begin: time.Now(), mesh: new(peer.Mesh)}
+	v := &service{n: n, home: frozenHome.Addr(), member: frozenMember(t, "b"), records: r, timer: time.NewTimer(time.Hour)}
+	v.step(member.Start{})
+	v.step(member.App{Message: &api.Message{Kind: api.Hello, Program: "p", AcceptsHandoffs: true, HasTUN: true}})
+	v.step(member.PeerUp{Name: "a"})
+	// prepared tells whether the target has agreed to a handoff.
+	prepared := func(id uint64, client netip.Addr) bool {
+		before := v.member.Unsettled()
+		v.step(member.Peer{From: "a", Message: &member.Message{Kind: member.Prepare, ID: id, Client: client, Epoch: 2, Relayed: true}})
+		return v.member.Unsettled() > before
+	}
+	if !prepared(1, frozenClient) {
+		t.Fatal("refused")
+	}
+	path := r.path
+	r.file.Close()
+	if r.file, err = os.OpenFile("/dev/full", os.O_WRONLY, 0); err != nil {
+		t.Fatal(err)
+	}
+	r.path = filepath.Join(s.dir, "no directory", "x")
+	v.step(member.Peer{From: "a", Message: &member.Message{Kind: member.Transfer, ID: 1, Client: frozenClient, Epoch: 2, Relayed: true, Snapshot: []byte("snapshot")}})
+	v.step(member.App{Message: &api.Message{Kind: api.Accepted, ID: 1}}) // the first offer
+	if _, ok := v.member.Client(frozenClient); !ok {
+		t.Fatal("the one that had been agreed to is not taken")
+	}
+	told := ""
+	n.events.Watch(t.Context(), api.WatchOptions{}, time.Hour, func(events []api.Event) error {
+		for _, e := range events {
+			if e.Kind == api.EventFault {
+				told = e.Detail
+			}
+		}
+		return io.EOF
+	})
+	if !strings.Contains(told, "/dev/full: no space left") {
+		t.Errorf("the fault that is told: %q", told)
+	}
+	other := frozenClient.Next()
+	if prepared(2, other) {
+		t.Error("it takes another")
+	}
+	r.path = path
+	r.again = 0 // a second later
+	if !prepared(3, other) {
+		t.Error("refused although there is room again")
+	}
+	r.close()
+	var recs []member.Record
+	if r, recs, err = s.openRecords(recordsOf); err != nil || len(recs) != 1 || recs[0].Client != frozenClient {
+		t.Errorf("recorded: %v, %v", recs, err)
 	}
 }
 

@@ -82,9 +82,13 @@ func (s *service) step(in ...member.Input) {
 }
 
 func (s *service) stepLocked(in ...member.Input) {
+	if s.records.mend(s.n.now()) {
+		in = append([]member.Input{member.NoRecords{}}, in...)
+	}
 	out := s.member.Step(s.n.now(), in...)
 	if len(out.Record) > 0 {
 		if err := s.records.add(out.Record); err != nil {
+			defer s.stepLocked(member.NoRecords{Why: err.Error()})
 			s.n.log.Error("a handoff is not recorded", "server", s.home, "err", err)
 			s.publish(api.Event{Kind: api.EventFault, Detail: err.Error()})
 		}

@@ -170,7 +170,7 @@ func (Tick) input()          {}
 // kept.
 type Output struct {
 	// Save and Record are to be kept across restarts, before anything else is
-	// done.
+	// done. If Record cannot be, [NoRecords] is the next input.
 	Save   *Contact
 	Record []Record
 
@@ -292,6 +292,7 @@ type Member struct {
 	onward    map[netip.Addr]Owner  // clients that others have taken, which the contact is to hear
 	timers    deadline.Queue[any]   // of *handoff, *offer, *takeover, *job, *errand and others
 	records   records
+	noRecords string // why they cannot be kept
 
 	draining   bool // this member takes no clients
 	job        *job // nil: none is under way
@@ -426,6 +427,8 @@ func (m *Member) input(in Input) {
 		m.deleteBinding(in.Client)
 	case SetNodes:
 		m.setNodes(in.Nodes)
+	case NoRecords:
+		m.noRecords = in.Why
 	case Tick:
 	}
 	m.due()

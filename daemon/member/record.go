@@ -88,6 +88,13 @@ func (r *records) oldest() (Record, bool) {
 	return Record{}, false
 }
 
+// NoRecords tells a member that records cannot be kept, and why, or with "" that they
+// can be again. Meanwhile it takes no clients of others: what it had taken it might
+// not know of after a restart.
+type NoRecords struct{ Why string }
+
+func (NoRecords) input() {}
+
 // record remembers.
 func (m *Member) record(rec Record) {
 	m.records.set(rec)

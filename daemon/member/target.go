@@ -77,6 +77,9 @@ func (m *Member) consider(key handoffKey, msg *Message) {
 	case m.draining:
 		refuse("it is being drained")
 		return
+	case m.noRecords != "":
+		refuse("it cannot record handoffs: " + m.noRecords)
+		return
 	case m.clients[msg.Client] != nil:
 		refuse("it has connections of this client itself")
 		return

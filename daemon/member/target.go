@@ -157,10 +157,14 @@ func (m *Member) complete(o *offer) {
 func (m *Member) judge(key handoffKey, o *offer) {
 	switch rec, taken := m.records.of[key]; {
 	case !taken:
+		why := "the handoff had ended here before the client was taken"
 		if o != nil {
+			if o.stage == offering {
+				why = "its application had not taken the client yet"
+			}
 			m.drop(o)
 		}
-		m.toPeer(key.from, &Message{Kind: Done, ID: key.id, Error: "the handoff had ended here before the client was taken"})
+		m.toPeer(key.from, &Message{Kind: Done, ID: key.id, Error: why})
 	case rec.State == Activated:
 		c := m.clients[rec.Client]
 		m.toPeer(key.from, &Message{Kind: Done, ID: key.id, Optimised: c != nil && c.bound})

@@ -112,8 +112,9 @@ type app struct {
 	offered map[uint64]netip.Addr
 	ended   map[netip.Addr]string // how the last handoff of a client has ended; "" is well
 	left    map[netip.Addr]departure
-	late    int    // packets that came in handoffs
-	refuses string // why it takes no clients
+	late    int      // packets that came in handoffs
+	refuses string   // why it takes no clients
+	hangs   api.Kind // at a message of this kind, which it does not act on
 	config  *api.SessionConfig
 }
 
@@ -464,6 +465,7 @@ func (a *app) end(id uint64, client netip.Addr, why string) {
 func (a *app) receive(m *api.Message) {
 	w := a.h.w
 	switch mv := a.moving[m.ID]; m.Kind {
+	case a.hangs:
 	case api.Welcome, api.ConfigChanged:
 		a.config = m.Config
 	case api.Bound:

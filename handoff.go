@@ -17,15 +17,18 @@ const (
 	// grace is for how long stragglers are forwarded.
 	grace = time.Minute
 
-	// A handshake in progress cannot be handed off. So long a freeze waits for
-	// its end, looking at first and at last after so long.
-	handshakeTime  = 5 * time.Second
+	// While a freeze waits for the end of a handshake, it looks at first and at last
+	// after so long.
 	firstHandshake = time.Millisecond
 	lastHandshake  = 50 * time.Millisecond
 
 	// maxTransfer is what a message has room for, in octets.
 	maxTransfer = api.MaxMessage - 1<<20
 )
+
+// A handshake in progress cannot be handed off. So long a freeze waits for its end. A
+// variable for tests.
+var handshakeTime = 5 * time.Second
 
 // handoff is one of a client, seen from the donor.
 type handoff struct {

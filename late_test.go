@@ -2,6 +2,7 @@ package ds
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -64,6 +65,60 @@ func (s *script) Receive() (*api.Message, error) {
 	}
 }
 
+// syn is the first packet of a connection; what else the client would send goes
+// nowhere.
+func syn(t *testing.T, client, server netip.Addr, port string) []byte {
+	t.Helper()
+	syns := make(chan []byte, 1)
+	s, err := stack.New(stack.Config{Device: tuntest.NewEnd("client", 1500, func(p []byte) {
+		select {
+		case syns <- p:
+		default:
+		}
+	}), Addrs: []netip.Addr{client}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	go s.Dial("tcp", net.JoinHostPort(server.String(), port)) // until Close
+	return <-syns
+}
+
+// A client that does not end a handshake keeps itself here: the handoff says so.
+func TestHalfOpen(t *testing.T) {
+	defer func(d time.Duration) { handshakeTime = d }(handshakeTime)
+	handshakeTime = 20 * time.Millisecond
+	server, client := netip.MustParseAddr("2001:db8:d::1"), netip.MustParseAddr("2001:db8:1::1")
+	n, s := scripted(server)
+	defer n.Close()
+	if _, err := n.Listen("tcp", ":80"); err != nil {
+		t.Fatal(err)
+	}
+	n.stack.Inject(syn(t, client, server, "80"))
+	<-s.answers // the SYN-ACK
+	ended := make(chan error, 1)
+	go func() {
+		_, err := n.Handoff(t.Context(), client, "a", nil)
+		ended <- err
+	}()
+	m := <-s.out
+	for ; m.Kind != api.Prepare; m = <-s.out {
+	}
+	s.in <- &api.Message{Kind: api.Prepared, ID: m.ID}
+	var he *HandoffError
+	if err := <-ended; !errors.As(err, &he) || he.Stage != StageFreeze || he.Committed || !errors.Is(err, migrate.ErrHandshake) {
+		t.Errorf("got %v, want ErrHandshake", err)
+	}
+	if m := <-s.out; m.Kind != api.Abort {
+		t.Errorf("the daemon is told %s", m.Kind)
+	}
+	again := syn(t, client, server, "80")
+	n.stack.Inject(again)
+	const source, tunnelled = wire.HeaderLen, 2*wire.HeaderLen + 2 // where its port is, and that of the answer
+	for p := <-s.answers; [2]byte(p[tunnelled:]) != [2]byte(again[source:]); p = <-s.answers {
+	} // it is served here as before
+}
+
 // A SYN of a client without connections that came to its donor late is answered by
 // the node that has the client now; one that belongs to an offer that has come to
 // nothing is not: it may be of a connection that the donor goes on with.
@@ -71,25 +126,7 @@ func TestLateSYN(t *testing.T) {
 	server := netip.MustParseAddr("2001:db8:d::1")
 	clients := []netip.Addr{netip.MustParseAddr("2001:db8:1::1"), netip.MustParseAddr("2001:db8:1::2")}
 
-	// syn is the first packet of a connection; what else the client would send goes
-	// nowhere.
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	syn := func(client netip.Addr, port string) []byte {
-		syns := make(chan []byte, 1)
-		s, err := stack.New(stack.Config{Device: tuntest.NewEnd("client", 1500, func(p []byte) {
-			select {
-			case syns <- p:
-			default:
-			}
-		}), Addrs: []netip.Addr{client}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
-		go s.DialContext(ctx, "tcp", net.JoinHostPort(server.String(), port))
-		return <-syns
-	}
+	syn := func(client netip.Addr, port string) []byte { return syn(t, client, server, port) }
 
 	n, s := scripted(server)
 	answers := s.answers

@@ -191,6 +191,47 @@ func TestTargetEnds(t *testing.T) {
 	}
 }
 
+// The donor's application ends: what it has not given away is lost with it, and who
+// takes its place serves the client's next connection; what it has given away goes on.
+func TestDonorEnds(t *testing.T) {
+	for _, tt := range []struct {
+		kind  api.Kind
+		owner string
+	}{
+		{api.Prepare, "a"}, {api.Prepared, "a"}, {api.Transfer, "a"}, {api.Done, "b"},
+	} {
+		t.Run(tt.kind.String(), func(t *testing.T) {
+			var w *world
+			var fired atomic.Bool
+			gone := make(chan *node, 1)
+			w = newWorld(t, func(c *dstest.Cluster) {
+				c.Intercept = func(node string, m *api.Message) error {
+					if node == "a" && m.Kind == tt.kind && !fired.Swap(true) {
+						before := w.nodes["a"]
+						w.start("a")
+						gone <- before
+					}
+					return nil
+				}
+			}, "a", "b")
+			s := w.dial(client1)
+			s.ping(t)
+			if _, err := w.nodes["a"].handoff(client1, "b"); !errors.Is(err, ds.ErrDetached) { // for what is left of it
+				t.Errorf("got %v", err)
+			}
+			before := <-gone
+			defer before.stop()
+			w.check(s, nil, outcome{owner: tt.owner}, func() *stream {
+				if tt.owner == "b" {
+					return nil
+				}
+				s.Close()
+				return w.dial(client1)
+			})
+		})
+	}
+}
+
 // A target that has enough clients waiting to be accepted takes no more until some
 // are.
 func TestFullTarget(t *testing.T) {

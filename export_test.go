@@ -8,3 +8,10 @@ func (l *HandoffListener) Fill() {
 		l.ready = append(l.ready, new(Incoming))
 	}
 }
+
+// SetMaxTransfer changes the limit of a transfer until the function is called.
+func SetMaxTransfer(octets int) (undo func()) {
+	before := maxTransfer
+	maxTransfer = octets
+	return func() { maxTransfer = before }
+}

@@ -21,14 +21,16 @@ const (
 	// after so long.
 	firstHandshake = time.Millisecond
 	lastHandshake  = 50 * time.Millisecond
+)
+
+// Limits, variables for tests.
+var (
+	// A handshake in progress cannot be handed off. So long a freeze waits for its end.
+	handshakeTime = 5 * time.Second
 
 	// maxTransfer is what a message has room for, in octets.
 	maxTransfer = api.MaxMessage - 1<<20
 )
-
-// A handshake in progress cannot be handed off. So long a freeze waits for its end. A
-// variable for tests.
-var handshakeTime = 5 * time.Second
 
 // handoff is one of a client, seen from the donor.
 type handoff struct {

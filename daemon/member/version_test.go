@@ -54,6 +54,12 @@ func TestVersionRefused(t *testing.T) {
 	if out := m.Step(0, Peer{"c", &Message{Kind: SetContact, Server: home.Addr(), Contact: "c", ContactEpoch: 9}}); len(out.Events) > 0 {
 		t.Errorf("it is listened to: %+v", out.Events)
 	}
+	m.Step(0, App{&api.Message{Kind: api.Hello, Program: "p"}})
+	m.Step(0, App{&api.Message{Kind: api.Owned, Client: clientAddr(0), Connections: 1}})
+	out = m.Step(0, App{&api.Message{Kind: api.Prepare, ID: 1, Client: clientAddr(0), To: "c"}})
+	if len(out.App) != 1 || out.App[0].Kind != api.Prepared || out.App[0].Error != "node c is not connected" {
+		t.Errorf("a handoff to it: %+v", out.App)
+	}
 }
 
 // Who does not know orders is not given any.

@@ -23,7 +23,7 @@ type Incoming struct {
 	Client netip.Addr
 	From   string // the node
 
-	// Conns are its connections, in no particular order, State what the
+	// Conns are its connections, each a [Conn], in no particular order, State what the
 	// application there had to say of each; nil if nothing. Connections that it
 	// had not accepted yet are not among them: they come to a listener.
 	Conns []net.Conn

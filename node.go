@@ -89,7 +89,7 @@ type Node struct {
 
 // Listen accepts TCP connections of clients from their beginning. network is
 // "tcp" or "tcp6"; address is "host:port" with a literal host, or without host
-// for the distributed server address.
+// for the distributed server address. Each connection is a [Conn].
 func (n *Node) Listen(network, address string) (net.Listener, error) {
 	s, err := n.start(context.Background())
 	if err != nil {
@@ -103,7 +103,7 @@ func (n *Node) Listen(network, address string) (net.Listener, error) {
 }
 
 // Dial connects to address from the distributed server address. Its form is that
-// of [net.Dialer.DialContext].
+// of [net.Dialer.DialContext]; what it returns is a [Conn].
 func (n *Node) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	s, err := n.start(ctx)
 	if err != nil {

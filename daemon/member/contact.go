@@ -74,6 +74,9 @@ type hesitation struct{}
 // begin is the start.
 func (m *Member) begin() {
 	m.awaiting = true
+	if m.IsContact() { // it was before, perhaps; so there are beginners
+		m.handshakes[m.cfg.Name] = m.now + m.cfg.HandshakeGrace
+	}
 	for name := range m.Peers() {
 		m.away[name] = m.now
 	}

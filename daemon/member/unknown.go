@@ -56,8 +56,8 @@ func (m *Member) Unknown(now time.Duration, packet []byte) (careOf netip.Addr, o
 		m.beginners.add(client, m.now)
 		return m.self.CareOf, true
 	}
-	// What is in the middle of its handshake no member tells. After a takeover it may
-	// be at the contact of before.
+	// What is in the middle of its handshake no member tells. It may be at the contact of
+	// before, or here, where the one before was this member, started anew since.
 	var may []string
 	for name := range m.cfg.Nodes {
 		_, missing := m.missing[name]

@@ -34,11 +34,13 @@ type soak struct {
 
 	begun, moved, here, doubtful, cancelled atomic.Int64 // handoffs
 	cuts, lost, breaks, ends, delays        atomic.Int64
+	takeovers                               atomic.Int64
+	takingOver                              sync.Mutex
 }
 
 func (s *soak) String() string {
-	return fmt.Sprintf("%d handoffs: %d moved, %d failed with the client where it was, %d in doubt at first; %d were cancelled; %d messages of sessions were never sent and %d lost, and their daemons started anew, as were %d between two messages to others; %d connections between daemons broke, %d messages took longer",
-		s.begun.Load(), s.moved.Load(), s.here.Load(), s.doubtful.Load(), s.cancelled.Load(), s.cuts.Load(), s.lost.Load(), s.ends.Load(), s.breaks.Load(), s.delays.Load())
+	return fmt.Sprintf("%d handoffs: %d moved, %d failed with the client where it was, %d in doubt at first; %d were cancelled; %d messages of sessions were never sent and %d lost, and their daemons started anew, as were %d between two messages to others; %d connections between daemons broke, %d messages took longer; %d takeovers",
+		s.begun.Load(), s.moved.Load(), s.here.Load(), s.doubtful.Load(), s.cancelled.Load(), s.cuts.Load(), s.lost.Load(), s.ends.Load(), s.breaks.Load(), s.delays.Load(), s.takeovers.Load())
 }
 
 // draw is a number below n that the seed gives.
@@ -58,8 +60,8 @@ func (s *soak) late() {
 
 // Clients with streams in both directions are handed to random nodes, and called
 // off now and then, while any message may be the last one of a daemon, before it is
-// sent or after, or of the connection between two of them, and takes its time.
-// Nobody loses or doubles an octet, nobody is reset, no two nodes may send to a
+// sent or after, or of the connection between two of them, and takes its time, and
+// while the contact changes. Nobody loses or doubles an octet, nobody is reset, no two nodes may send to a
 // client or do, no place of a stream is sent with different octets, what a Handoff
 // says of its client is so, and in the end every client is served by one node and
 // nothing is in doubt.
@@ -116,6 +118,7 @@ func soakSeeded(t *testing.T, seed uint64, optimise bool, handoffs int) {
 		wg.Go(func() {
 			for at := "a"; at != "" && s.begun.Load() < int64(handoffs); {
 				at = s.handoff(clientAddr(i+1), at)
+				s.takeOver()
 			}
 		})
 	}
@@ -246,6 +249,20 @@ func (s *soak) handoff(client netip.Addr, at string) string {
 		runtime.Gosched()
 	}
 	return at
+}
+
+// takeOver makes another node the contact, now and then.
+func (s *soak) takeOver() {
+	name := []string{"a", "b", "c"}[s.draw(3)]
+	if s.draw(100) != 0 || !s.takingOver.TryLock() {
+		return
+	}
+	defer s.takingOver.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := s.cluster.TakeOver(ctx, name); err == nil { // no daemon has ended meanwhile that knew of it
+		s.takeovers.Add(1)
+	}
 }
 
 // has is how many sessions of a client a node serves.

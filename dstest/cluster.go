@@ -2,6 +2,7 @@ package dstest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -59,7 +60,6 @@ type Cluster struct {
 
 	mu       sync.Mutex
 	daemons  map[string]*daemon
-	first    string // the contact as it was asked for
 	links    map[[2]string]*link
 	changed  chan struct{} // closed when somebody waits and something has happened
 	waiting  bool
@@ -76,7 +76,6 @@ func New(names ...string) *Cluster {
 		net:      lab.New(1, nil),
 		begin:    time.Now(),
 		daemons:  make(map[string]*daemon),
-		first:    names[0],
 		links:    make(map[[2]string]*link),
 		changed:  make(chan struct{}),
 		clients:  make(map[netip.Addr]*Client),
@@ -91,7 +90,7 @@ func New(names ...string) *Cluster {
 		addrs[name] = a
 	}
 	for _, name := range names {
-		c.daemons[name] = newDaemon(c, name, addrs)
+		c.daemons[name] = newDaemon(c, name, names[0], addrs)
 	}
 	for i, name := range names {
 		for _, other := range names[:i] {
@@ -103,7 +102,7 @@ func New(names ...string) *Cluster {
 		c.bootLocked(c.daemons[name])
 	}
 	c.mu.Unlock()
-	c.await(context.Background(), func() bool { return c.daemons[c.first].registered() })
+	c.await(context.Background(), func() bool { return c.daemons[names[0]].registered() })
 	return c
 }
 
@@ -149,18 +148,18 @@ func (c *Cluster) Node(name string) *ds.Node {
 
 // First makes a node the contact, and so the one that new clients come to.
 func (c *Cluster) First(name string) {
-	c.mu.Lock()
-	c.first = name
-	c.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	a, err := c.command(ctx, name, func(id uint64) member.Input { return member.Takeover{ID: id, To: name, Force: true} })
-	if err == nil {
-		err = a.Err
-	}
-	if err != nil {
+	if err := c.TakeOver(ctx, name); err != nil {
 		panic(fmt.Sprintf("dstest: %s does not become the contact: %v", name, err))
 	}
+}
+
+// TakeOver does so, too, while daemons end. With an error the node may be the contact
+// all the same.
+func (c *Cluster) TakeOver(ctx context.Context, name string) error {
+	a, err := c.command(ctx, name, func(id uint64) member.Input { return member.Takeover{ID: id, To: name, Force: true} })
+	return errors.Join(err, a.Err)
 }
 
 // Owner is the node that has a client's connections as far as the daemons know, ""

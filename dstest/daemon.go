@@ -71,8 +71,8 @@ type item struct {
 	number  uint64   // of the connection that it came by
 }
 
-func newDaemon(c *Cluster, name string, addrs map[string]member.Addrs) *daemon {
-	d := &daemon{cluster: c, name: name, addrs: addrs, self: addrs[name], contact: member.Contact{Name: c.first}}
+func newDaemon(c *Cluster, name, contact string, addrs map[string]member.Addrs) *daemon {
+	d := &daemon{cluster: c, name: name, addrs: addrs, self: addrs[name], contact: member.Contact{Name: contact}}
 	d.port = c.net.Attach("daemon "+name, mtu+tunnels)
 	d.port.Handle(d.fromTunnel)
 	c.net.Route(netip.PrefixFrom(d.self.Daemon, 128), d.port)

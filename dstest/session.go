@@ -59,7 +59,7 @@ func (a *application) attach(hello *api.Message) (*ds.Attachment, error) {
 	s.more.L = &s.mu
 	at := &ds.Attachment{Session: s, Daemon: monitor{d}}
 	if !hello.HasTUN {
-		if before := d.app; before != nil {
+		if before := d.app; before != nil && before != a {
 			before.gone.Store(true)
 			c.seen.ended(d.name)
 		}

@@ -56,17 +56,18 @@ func TestSoak(t *testing.T) {
 	}
 	var all soak
 	begin, said := time.Now(), time.Now()
-	for seed := uint64(1); all.begun < handoffs; seed++ {
-		if *soakSeed != 0 {
-			seed, handoffs = *soakSeed, 1
-		}
+	first, seed := max(1, *soakSeed), uint64(0)
+	if *soakSeed != 0 {
+		handoffs = 1
+	}
+	for seed = first; all.begun < handoffs; seed++ {
 		soakSeeded(t, seed, &all)
 		if time.Since(said) > 10*time.Second {
 			said = time.Now()
-			t.Logf("%v: %s", time.Since(begin).Round(time.Second), &all)
+			t.Logf("%d%%, %v: %s", 100*all.begun/handoffs, time.Since(begin).Round(time.Second), &all)
 		}
 	}
-	t.Logf("%v: %s", time.Since(begin).Round(time.Millisecond), &all)
+	t.Logf("seeds %d to %d, %v: %s", first, seed-1, time.Since(begin).Round(time.Millisecond), &all)
 	if *soakSeed == 0 && (all.moved == 0 || all.failed == 0 || all.restarts == 0 || all.breaks == 0 || all.crashes == 0 || all.end == 0 || all.takeovers == 0) {
 		t.Error("something did not happen")
 	}

@@ -264,6 +264,12 @@ func (n *Node) Handoff(ctx context.Context, dsa, client netip.Addr, to string) (
 		return nil, err
 	}
 	if a.Err != nil {
+		s.mu.Lock()
+		_, here := s.member.Client(client)
+		s.mu.Unlock()
+		if !here {
+			return nil, api.Errorf(api.ErrConflict, "ask there", "%s has been given to %s, and comes back to %s if that has not taken it: %v", client, to, n.cfg.Node.Name, a.Err)
+		}
 		return nil, api.Errorf(api.ErrConflict, "", "%s stays at %s: %v", client, n.cfg.Node.Name, a.Err)
 	}
 	v := &api.Handoff{

@@ -11,6 +11,7 @@ import (
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/daemon/member"
 	"github.com/distributed-servers/ds/daemon/server"
+	"github.com/distributed-servers/ds/tun"
 )
 
 // maxBurst is how many messages that have come together are done together.
@@ -116,7 +117,9 @@ func (s *service) attach(a *session) error {
 		// It is still there although this daemon has had time to make another:
 		// the one that it has is gone, or was never this server's.
 		return api.Errorf(api.ErrConflict, "start the application anew", "the descriptors that it has are not those of %s any more", s.tun)
-	case !a.hello.HasTUN && s.device == nil:
+	case !a.hello.HasTUN && s.device != nil:
+		discard(s.device)
+	case !a.hello.HasTUN:
 		if err := s.openDevice(); err != nil {
 			return api.Errorf(api.ErrBusy, "stop the application that has it: it was attached before the daemon was started, and has not come back",
 				"no interface for %s: %v", s.home, err)
@@ -126,6 +129,21 @@ func (s *service) attach(a *session) error {
 	s.entrance.stale = true
 	s.stepLocked(member.App{Message: a.hello})
 	return nil
+}
+
+// discard discards what has come while no application was there to read it. It may be
+// of clients that the one before has handed off, whom a new application would reset;
+// what begins a connection is sent again.
+func discard(d *tun.TUN) {
+	const most = 500 // in a queue, unless somebody has changed it (txqueuelen)
+	b := make([]byte, tun.HeaderRoom+tun.MaxPacket)
+	for q := range d.Queues() {
+		for range most {
+			if p, _, err := d.ReadPacket(q, b, false); err != nil || p == nil {
+				break
+			}
+		}
+	}
 }
 
 // detach is that the application has gone, and its connections with it: one that

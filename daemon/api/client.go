@@ -250,8 +250,11 @@ func (c *Client) do(ctx context.Context, method string, body any, q url.Values, 
 		if ue, ok := errors.AsType[*url.Error](err); ok {
 			err = ue.Err // which says nothing of a made-up URL
 		}
-		if errors.Is(err, ErrNotRunning) {
+		switch {
+		case errors.Is(err, ErrNotRunning):
 			return nil, err
+		case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
+			err = fmt.Errorf("the daemon has ended before it answered (%w)", err)
 		}
 		return nil, fmt.Errorf("api: %s: %w", path[len(path)-1], err)
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/distributed-servers/ds/daemon/peer"
 	"github.com/distributed-servers/ds/daemon/rawip"
 	"github.com/distributed-servers/ds/daemon/server"
+	"github.com/distributed-servers/ds/internal/killpoint"
 	"github.com/distributed-servers/ds/mobility/relay"
 	"github.com/distributed-servers/ds/mobility/wire"
 	"golang.org/x/sys/unix"
@@ -360,12 +361,13 @@ func (n *Node) toPeers(all []member.ToPeer) {
 	for len(all) > 0 {
 		to := all[0].To
 		var frames [][]byte
-		others := all[:0]
+		var others []member.ToPeer
 		for _, p := range all {
 			if p.To != to {
 				others = append(others, p)
 				continue
 			}
+			killpoint.Here("peer send", p.Message.Kind)
 			b, err := p.Message.Append(nil)
 			if err != nil {
 				n.log.Error("a message is not sent", "node", to, "kind", p.Message.Kind, "err", err)
@@ -375,6 +377,11 @@ func (n *Node) toPeers(all []member.ToPeer) {
 		}
 		if err := n.mesh.Send(to, frames...); err != nil && !errors.Is(err, peer.ErrNotConnected) {
 			n.log.Error("messages are not sent", "node", to, "number", len(frames), "err", err)
+		}
+		for _, p := range all {
+			if p.To == to {
+				killpoint.Here("peer sent", p.Message.Kind)
+			}
 		}
 		all = others
 	}
@@ -411,6 +418,7 @@ func (f *fromPeers) Received(name string, frames [][]byte) {
 			n.log.Warn("a message of another node makes no sense", "node", name, "err", err)
 			continue
 		}
+		killpoint.Here("peer received", m.Kind)
 		s := n.byHome[m.Server]
 		if s == nil {
 			continue

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/distributed-servers/ds/daemon/member"
+	"github.com/distributed-servers/ds/internal/killpoint"
 )
 
 // records is a server's file of handoffs to this node that a donor may ask about,
@@ -103,7 +104,9 @@ func (r *records) add(recs []member.Record) error {
 	}
 	b, err := appendRecords(nil, recs)
 	if err == nil {
+		killpoint.Here("record write", recs[0].State)
 		_, err = r.file.Write(b)
+		killpoint.Here("record written", recs[0].State)
 	}
 	if err != nil {
 		r.torn = true

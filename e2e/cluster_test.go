@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,7 +23,8 @@ import (
 // else to do.
 const patience = 20 * time.Second
 
-// setup is what a test wants. Programs and who runs them are filled in.
+// setup is what a test wants. Where the programs are, unless said, and who runs them is
+// filled in.
 type setup = testbed.Setup
 
 type (
@@ -59,7 +61,7 @@ func appUID() int {
 // start builds the network of doc.go, without anything running in it.
 func start(t *testing.T, s setup) *cluster {
 	t.Helper()
-	s.Programs, s.App, s.AppUser = os.Getenv(programsEnv), []string{"service"}, appUID()
+	s.Programs, s.App, s.AppUser = cmp.Or(s.Programs, os.Getenv(programsEnv)), []string{"service"}, appUID()
 	c := &cluster{t: t, files: make(map[int64][]byte)}
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 2*time.Minute, errors.New("e2e: the test has taken too long"))
 	c.ctx = ctx

@@ -61,34 +61,32 @@ func inside(t *testing.T, needs ...probe.Name) bool {
 	return netnstest.Run(t)
 }
 
-var built = map[string]string{
-	"dsco": "./cmd/dsco",
-
-	"ds":      "./cmd/ds",
-	"service": "./e2e/service",
-}
-
 // build builds the programs, the first time.
 func build(t *testing.T) {
 	t.Helper()
-	dir := os.Getenv(programsEnv)
-	args := []string{"build", "-o", dir + "/"}
+	buildTagged(t, "", "./cmd/dsco", "./cmd/ds", "./e2e/service")
+}
+
+// buildTagged builds programs with a build tag, in a directory of that name.
+func buildTagged(t *testing.T, tag string, packages ...string) {
+	t.Helper()
+	dir := filepath.Join(os.Getenv(programsEnv), tag)
+	args := []string{"build", "-tags=" + tag, "-o", dir + "/"}
 	if os.Getenv(raceEnv) != "" {
 		args = append(args, "-race")
 	}
 	missing := false
-	for name, pkg := range built {
-		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+	for _, pkg := range packages {
+		if _, err := os.Stat(filepath.Join(dir, filepath.Base(pkg))); err != nil {
 			missing = true
 		}
-		args = append(args, pkg)
 	}
 	if !missing {
 		return
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd := exec.CommandContext(ctx, "go", append(args, packages...)...)
 	cmd.Dir = ".."
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build the programs: %v\n%s", err, out)

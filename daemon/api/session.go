@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/distributed-servers/ds/internal/killpoint"
 	"github.com/distributed-servers/ds/internal/nowait"
 )
 
@@ -129,6 +130,7 @@ func (s *Session) Receive() (*Message, error) {
 			err = s.conn.SetReadDeadline(time.Time{})
 		}
 		if err == nil {
+			killpoint.Here("session received", m.Kind)
 			return m, nil
 		}
 	case errors.Is(err, syscall.ECONNRESET): // closed without having read everything
@@ -154,6 +156,7 @@ func (s *Session) Send(all ...*Message) error {
 	var frames []byte
 	var wrong error
 	for _, m := range all {
+		killpoint.Here("session send", m.Kind)
 		var err error
 		if frames, err = s.frame(frames, m); err != nil {
 			wrong = errors.Join(wrong, err)
@@ -163,6 +166,9 @@ func (s *Session) Send(all ...*Message) error {
 		if err := s.send(frames); err != nil {
 			return err
 		}
+	}
+	for _, m := range all {
+		killpoint.Here("session sent", m.Kind)
 	}
 	return wrong
 }

@@ -2,6 +2,7 @@ package member
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -38,6 +39,18 @@ const (
 	// Forgotten: nobody will ask any more.
 	Forgotten
 )
+
+func (s State) String() string {
+	switch s {
+	case Taken:
+		return "taken"
+	case Activated:
+		return "activated"
+	case Forgotten:
+		return "forgotten"
+	}
+	return fmt.Sprintf("state %d", uint8(s))
+}
 
 // handoffKey identifies a handoff to this member.
 type handoffKey struct {

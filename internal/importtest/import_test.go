@@ -45,7 +45,7 @@ var rules = []rule{
 	{
 		from:   []string{"./daemon/api/..."},
 		to:     []string{"./..."},
-		except: []string{"./internal/nowait"},
+		except: []string{"./internal/nowait", "./internal/killpoint"},
 		why:    "daemon/api is a leaf: a client of the daemon must not link the daemon",
 	},
 	{

@@ -31,15 +31,22 @@ type asking func(cl *one, handoff func() error) error
 // oneByOne asks one question after another: the next when the answer is there.
 func oneByOne(cl *one, handoff func() error) error { return cl.askDuring(handoff, 10, 10) }
 
-// steadily asks each millisecond, whatever the answers do, from some time before a
+// initialWindow is how many segments may be on the way at first (RFC 6928).
+const initialWindow = 10
+
+// steadily asks at even intervals, whatever the answers do, from some time before a
 // handoff until some time after it: so packets of both nodes are on the way, however
-// long it is, once the congestion windows have opened.
-func steadily(before, after time.Duration) asking {
+// long it is. The intervals are a millisecond, or so long that an initial window is
+// enough: TCP would make a burst each round trip of more, and keep to that.
+func steadily(delay time.Duration) asking {
+	every := max(time.Millisecond, 2*delay/(initialWindow-2))
+	before, after := 20*time.Millisecond+4*delay, 20*time.Millisecond+3*delay
+
 	return func(cl *one, handoff func() error) error {
 		conn, first := cl.conns[0], cl.count
 		stop, asked, answered := make(chan struct{}), make(chan error, 1), make(chan error, 1)
 		go func() {
-			tick := time.NewTicker(time.Millisecond)
+			tick := time.NewTicker(every)
 			defer tick.Stop()
 			for last := false; !last; {
 				select {

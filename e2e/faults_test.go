@@ -3,10 +3,15 @@
 package e2e
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
+	"github.com/distributed-servers/ds"
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/internal/netns/topology"
 )
@@ -96,15 +101,82 @@ func TestDaemonKilled(t *testing.T) {
 			c := launchAll(t, setup{}, m.optimised[:len(m.optimised)/2]...)
 			d, cl, b := c.Servers[0], c.clients[0], c.Nodes[1]
 			e := c.everyday(d, 4<<20, 1<<20)
+			app := newTold(c, d, b)
+			app.ask(0)
+			c.eventually("the application of b hears of what happens", func(context.Context) (bool, error) {
+				return strings.Contains(b.Apps[0].Log.String(), `"kind":"reloaded"`), b.Daemon.Signal(syscall.SIGHUP)
+			})
 			c.handoff(d, cl, b)
+			app.event(api.EventTakenOver)
+			app.ask(1)
 			b.Daemon.Kill()
 			c.startDaemon(b)
 			c.connected(d)
+			app.ask(1)
 			e.talk(c, d)
 			c.handoff(d, cl, c.Nodes[2])
+			app.event(api.EventMissed) // at the latest now: there is news
+			app.event(api.EventHandedOff)
+			app.ask(0)
 			c.handoff(d, cl, b)
 			e.end(c, d, 3)
 		})
+	}
+}
+
+// told is what an application is told of itself: Status, Clients and Watch of package
+// ds, of which its program writes (e2e/service).
+type told struct {
+	c      *cluster
+	d      *server
+	n      *node
+	log    *topology.Log
+	events int // where the last event that was waited for ends
+}
+
+func newTold(c *cluster, d *server, n *node) *told {
+	return &told{c: c, d: d, n: n, log: n.Apps[d.Number-1].Log}
+}
+
+// wait waits for text behind a place. It returns what the line has from its last octet
+// on, and where that ends.
+func (a *told) wait(from int, text string) (rest string, end int) {
+	a.c.t.Helper()
+	ctx, cancel := a.c.within(patience)
+	defer cancel()
+	at, err := a.log.WaitFor(ctx, from, text)
+	a.c.ok(err)
+	end, err = a.log.WaitFor(ctx, at, "\n")
+	a.c.ok(err)
+	return a.log.String()[at-1 : end-1], end
+}
+
+// event waits for an event about the client, or about nobody.
+func (a *told) event(kind api.EventKind) {
+	a.c.t.Helper()
+	_, a.events = a.wait(a.events, fmt.Sprintf(`"kind":%q`, kind))
+}
+
+// ask has the application asked what it knows: it has so many clients, and all nodes
+// are there.
+func (a *told) ask(clients int) {
+	a.c.t.Helper()
+	from := a.log.Len()
+	a.c.ok(a.n.Apps[a.d.Number-1].Signal(syscall.SIGUSR1))
+	var s ds.Status
+	line, end := a.wait(from, "status {")
+	if err := json.Unmarshal([]byte(line), &s); err != nil || s.Server != a.d.Addr.Addr() || s.Node != a.n.Name() ||
+		!s.Attached || s.Clients != clients || s.Contact != "a" || len(s.Nodes) != len(a.c.Nodes) {
+		a.c.t.Errorf("status of %s with %d clients: %s, %v", a.n.Name(), clients, line, err)
+	}
+	var all []api.ClientInfo
+	line, _ = a.wait(end, "clients [")
+	if err := json.Unmarshal([]byte(line), &all); err != nil {
+		a.c.t.Errorf("clients of %s: %s, %v", a.n.Name(), line, err)
+	}
+	all = slices.DeleteFunc(all, func(i api.ClientInfo) bool { return !i.Local })
+	if len(all) != clients {
+		a.c.t.Errorf("%s has %d clients: %s", a.n.Name(), clients, line)
 	}
 }
 

@@ -33,6 +33,7 @@ func (a *session) send(all ...*api.Message) {
 	}
 	var err error
 	if first := all[0]; first.Kind == api.Welcome && !a.hello.HasTUN {
+		discard(a.s.device)
 		first.Config.Queues = a.s.device.Queues()
 		err = a.SendFiles(first, a.s.device.Files()...)
 		all = all[1:]
@@ -117,9 +118,7 @@ func (s *service) attach(a *session) error {
 		// It is still there although this daemon has had time to make another:
 		// the one that it has is gone, or was never this server's.
 		return api.Errorf(api.ErrConflict, "start the application anew", "the descriptors that it has are not those of %s any more", s.tun)
-	case !a.hello.HasTUN && s.device != nil:
-		discard(s.device)
-	case !a.hello.HasTUN:
+	case !a.hello.HasTUN && s.device == nil:
 		if err := s.openDevice(); err != nil {
 			return api.Errorf(api.ErrBusy, "stop the application that has it: it was attached before the daemon was started, and has not come back",
 				"no interface for %s: %v", s.home, err)

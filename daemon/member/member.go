@@ -263,8 +263,9 @@ type Member struct {
 	takeover   *takeover
 
 	attached bool
-	awaiting bool // one may come back of whose clients this member does not know
-	accepts  bool // the application takes clients from other nodes
+	awaiting bool         // one may come back of whose clients this member does not know
+	accepts  bool         // the application takes clients from other nodes
+	newcomer *api.Message // of a new application that is not welcomed yet: see inTransit
 
 	up   map[string]*Message      // the Hello of members that are connected, nil before it has come
 	away map[string]time.Duration // the others, and since when
@@ -432,6 +433,9 @@ func (m *Member) input(in Input) {
 	case Tick:
 	}
 	m.due()
+	if m.newcomer != nil && !m.inTransit() {
+		m.welcome()
+	}
 	m.counted()
 }
 
@@ -459,6 +463,8 @@ func (m *Member) due() {
 			m.resolve()
 		case passing:
 			m.tellPassed()
+		case newcomer:
+			m.welcome()
 		case recount:
 			m.recounting = false
 			m.introduce()

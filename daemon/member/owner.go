@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/mobility/node"
@@ -25,6 +26,10 @@ func (m *Member) fromApp(msg *api.Message) {
 	case msg.Kind == api.Hello && m.attached:
 		m.accepts = msg.AcceptsHandoffs // it has changed its mind
 		m.introduce()
+		return
+	case msg.Kind == api.Hello && !msg.HasTUN && m.inTransit():
+		m.newcomer = msg
+		m.timers.Set(newcomer{}, m.now+newcomerTime)
 		return
 	case msg.Kind == api.Hello:
 		m.hello(msg)
@@ -46,6 +51,38 @@ func (m *Member) fromApp(msg *api.Message) {
 	case api.Answered:
 		m.answered(msg)
 	}
+}
+
+// newcomer is the deadline of a new application that waits for its welcome.
+type newcomer struct{}
+
+// newcomerTime is how long it waits at most: longer than a target takes to decide that
+// can be reached.
+const newcomerTime = 2 * time.Second
+
+// inTransit tells whether a client of the application before is on its way to another
+// node, which has not said yet that it has it. The client still sends to this node; a
+// new application would take that for connections that it does not have, and reset
+// them. So it is welcomed, and gets its TUN, afterwards.
+func (m *Member) inTransit() bool {
+	for _, h := range m.outgoing {
+		if h.orphan && h.stage == transferring {
+			return true
+		}
+	}
+	return false
+}
+
+// welcome welcomes a newcomer.
+func (m *Member) welcome() {
+	msg := m.newcomer
+	m.forgetNewcomer()
+	m.hello(msg)
+}
+
+func (m *Member) forgetNewcomer() {
+	m.newcomer = nil
+	m.timers.Remove(newcomer{})
 }
 
 // hello begins a session. An application that comes back tells what it owns; a
@@ -93,6 +130,7 @@ func (m *Member) sessionConfig() *api.SessionConfig {
 // appGone ends a session. If the application has ended its connections are
 // lost: its clients own nothing here, and are let go when they stay away.
 func (m *Member) appGone(lost bool) {
+	m.forgetNewcomer()
 	if !m.attached {
 		if lost {
 			m.recall(nil, true)

@@ -186,6 +186,62 @@ func TestCrashOfDonorInDoubt(t *testing.T) {
 	}
 }
 
+// A new application does not meet the packets of a client that the one before has
+// given away: it is welcomed when the target has said what has become of it, or after a
+// while if that does not.
+func TestNewcomerWaits(t *testing.T) {
+	for _, away := range []time.Duration{0, time.Minute} {
+		t.Run(away.String(), func(t *testing.T) {
+			w := begin(t, 1, 1)
+			c := clientAddr(0)
+			a := w.members["a"]
+			a.app.handOff(c, "b", 0)
+			for a.m.handoffs() == nil || a.m.handoffs()[0].stage != transferring {
+				w.run(10 * time.Microsecond)
+			}
+			if away > 0 {
+				w.disconnect("a", "b", away)
+			}
+			a.crash()
+			for a.app == nil {
+				w.run(10 * time.Microsecond)
+			}
+			came := w.now
+			for a.app.config == nil {
+				if a.m.inTransit() && a.m.attached && w.now < came+newcomerTime {
+					t.Fatal("the application is welcomed while its client is on its way")
+				}
+				if w.now > came+3*newcomerTime {
+					t.Fatal("the application is not welcomed")
+				}
+				w.run(10 * time.Microsecond)
+			}
+			if waited := w.now - came; (away > 0) != (waited >= newcomerTime) {
+				t.Errorf("it has waited %v", waited)
+			}
+			w.run(10 * time.Minute)
+			w.oneOwner()
+			w.certain()
+		})
+	}
+	// One that goes away again before that is not welcomed any more.
+	w := begin(t, 1, 1)
+	a := w.members["a"]
+	a.app.handOff(clientAddr(0), "b", 0)
+	for a.m.handoffs() == nil || a.m.handoffs()[0].stage != transferring {
+		w.run(10 * time.Microsecond)
+	}
+	w.disconnect("a", "b", time.Minute)
+	a.step(AppGone{Lost: true})
+	a.app = nil
+	a.step(App{&api.Message{Kind: api.Hello, Program: "first"}})
+	a.step(AppGone{Lost: true})
+	w.run(10 * time.Minute)
+	if a.m.attached {
+		t.Error("one that has gone is attached")
+	}
+}
+
 // Whatever is started anew or disconnected whenever: one node has each client in
 // the end, and nobody is in doubt.
 func TestChaosOfRestarts(t *testing.T) {

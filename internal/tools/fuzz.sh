@@ -1,7 +1,8 @@
 #!/bin/sh
 # Fuzzes every Fuzz target of every package for FUZZTIME, one after another:
-# `go test -fuzz` takes one target at a time. The seeds run first. A failing
-# input is left in the package's testdata/fuzz, to be named and committed.
+# a test binary takes one target at a time, and is built once for all of its
+# package's. The seeds run first. A failing input is left in the package's
+# testdata/fuzz, to be named and committed.
 #
 #	FUZZTIME=30s internal/tools/fuzz.sh [packages]     (default 60s, ./...)
 set -eu
@@ -33,15 +34,28 @@ outran() {
 		[ "$(sed -n '/^--- FAIL: /,$p' "$1" | sed -n '3p')" = FAIL ]
 }
 
+# build PACKAGE: the test binary, unless it is that of the package already.
+built=
+build() {
+	[ "$1" != "$built" ] || return 0
+	"$GO" test -c -fuzz=. -o "$tmp/test" "$1" >"$tmp/log" 2>&1 || return 1
+	dir=$("$GO" list -f '{{.Dir}}' "$1") && built=$1
+}
+
 # fuzz PACKAGE TARGET: at most three tries, and only after outran.
 fuzz() {
+	build "$1" || return 1
 	for try in 1 2 3; do
-		"$GO" test -run='^$' -fuzz="^$2\$" -fuzztime="$FUZZTIME" "$1" </dev/null >"$tmp/log" 2>&1 && return 0
+		(
+			cd "$dir"
+			exec "$tmp/test" -test.paniconexit0 -test.timeout=10m -test.run='^$' -test.fuzz="^$2\$" -test.fuzztime="$FUZZTIME" -test.fuzzcachedir="$cache/$1"
+		) </dev/null >"$tmp/log" 2>&1 && return 0
 		outran "$tmp/log" || return 1
 	done
 	return 1
 }
 
+cache=$("$GO" env GOCACHE)/fuzz # as with go test -fuzz
 count=0
 while read -r pkg name; do
 	count=$((count + 1))

@@ -41,7 +41,7 @@ func FuzzImport(f *testing.F) {
 		f.Skip(err)
 	}
 	for i, s := range fuzzSeeds(f) {
-		for j := range uint64(12) {
+		for j := range uint64(seedInputs) {
 			f.Add(s.snap, uint64(i)<<8+j)
 		}
 	}
@@ -146,7 +146,7 @@ func value(x *rand.Rand, old uint64) uint64 {
 func TestTortureSeeds(t *testing.T) {
 	for _, s := range fuzzSeeds(t) {
 		t.Run(s.name, func(t *testing.T) {
-			for seed := range uint64(8) {
+			for seed := range uint64(seedRuns) {
 				if !tortureSnapshot(t, s.snap, *flagSeed<<32+seed) {
 					t.Fatalf("seed %d: the snapshot of a real connection was refused", *flagSeed<<32+seed)
 				}

@@ -15,7 +15,7 @@ import (
 
 var (
 	flagSeed = flag.Uint64("seed", 1, "seed of the stories' randomness")
-	flagMiB  = flag.Int64("mib", 8, "MiB each way in the stories that transfer in bulk")
+	flagMiB  = flag.Int64("mib", defaultMiB, "MiB each way in the stories that transfer in bulk")
 )
 
 // TestStory tells what can happen to a connection while it moves hundreds of

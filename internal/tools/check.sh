@@ -53,6 +53,11 @@ done
 step "tests, race detector on"
 "$GO" test -race -count=1 -timeout 15m ./...
 
+# With the race detector their tests move a quarter of the octets, and try each
+# thirteenth mutant.
+step "moves and snapshots in full"
+"$GO" test -count=1 -timeout 10m ./migrate ./migrate/snapshot
+
 # One goroutine: the race detector would only slow it down.
 step "handoffs between the machines of daemons that end"
 "$GO" test -count=1 -timeout 10m -run 'TestSoak$' -v ./daemon/member

@@ -1,5 +1,10 @@
 package ds
 
+import "github.com/distributed-servers/ds/stack"
+
+// Stack is where packets can be put in.
+func (n *Node) Stack() *stack.Stack { return n.stack }
+
 // Fill has as many clients wait to be accepted as may.
 func (l *HandoffListener) Fill() {
 	l.mu.Lock()

@@ -169,7 +169,7 @@ func (k *ackKeeper) arm() {
 	switch {
 	case k.stopped:
 	case k.timer == nil:
-		k.timer = k.link.clock.AfterFunc(ackDelay, k.expire)
+		k.timer = k.link.ns.Clock().AfterFunc(ackDelay, k.expire)
 	default:
 		k.timer.Reset(ackDelay)
 	}

@@ -390,7 +390,7 @@ func (h *Hold) Forward(forward func(p []byte), grace time.Duration) (late [][]by
 	if h.expire != nil {
 		h.expire.Stop()
 	}
-	h.expire = h.link.clock.AfterFunc(grace, h.stop)
+	h.expire = h.link.ns.Clock().AfterFunc(grace, h.stop)
 	return late
 }
 

@@ -19,8 +19,8 @@ import (
 // and the netstack, through the filter. receive.go and transmit.go have the two
 // ways.
 type link struct {
+	ns     *gstack.Stack
 	dev    tun.OffloadDevice
-	clock  tcpip.Clock
 	filter filter
 	shim   *shim // nil: none
 	// superPacket is the size up to which the netstack builds packets of
@@ -37,8 +37,8 @@ type link struct {
 	transmits sync.Pool // of *transmit
 }
 
-func newLink(dev tun.Device, clock tcpip.Clock, holdLimit int) *link {
-	l := &link{dev: offloadDevice(dev), clock: clock, filter: filter{
+func newLink(ns *gstack.Stack, dev tun.Device, holdLimit int) *link {
+	l := &link{ns: ns, dev: offloadDevice(dev), filter: filter{
 		limit:   holdLimit,
 		tuples:  make(map[Tuple]*Hold),
 		clients: make(map[netip.Addr]*Hold),

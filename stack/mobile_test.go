@@ -3,6 +3,8 @@ package stack_test
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -324,8 +326,85 @@ func TestMobileRefuse(t *testing.T) {
 	if err := w.nodes[0].SetPeers([]netip.Addr{careOf[1]}); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := w.nodes[0].Listen("tcp", ":80"); err != nil {
+		t.Fatal(err)
+	}
 	w.devs[0].arrive(packet6(careOf[1], careOf[0], 41, p))
 	w.devs[0].waitSent(t, "an answer", 0, func(p []byte) bool { return p[6] == 41 })
+}
+
+// TestMobileStraggler: a segment for no connection here that a peer has forwarded
+// gets no answer, since somebody else may have the connection; Via, who should
+// know, gets one. For connections and listeners that are here it is as any other.
+func TestMobileStraggler(t *testing.T) {
+	w := mobileWorld(t, 1500, nil)
+	c, s := connect(t, w.client.Stack, w.nodes[0].Stack, server6)
+	open := s.LocalAddr().(*net.TCPAddr).AddrPort()
+	if _, err := w.nodes[0].Listen("tcp", ":81"); err != nil {
+		t.Fatal(err)
+	}
+	d := w.devs[0]
+	segment := func(from uint16, to netip.AddrPort, flags header.TCPFlags) []byte {
+		return segment(netip.AddrPortFrom(client6, from), to, flags)
+	}
+	// fragment is the first of a packet that has no others.
+	fragment := func(p []byte) []byte {
+		return packet6(client6, server6, 44, []byte{p[6], 0, 0, 0, 0, 0, 0, 1}, p[40:])
+	}
+	listener, nobody := netip.AddrPortFrom(server6, 81), netip.AddrPortFrom(server6, 82)
+	const ack, rst, fin = header.TCPFlagAck, header.TCPFlagRst, header.TCPFlagFin
+	const data = header.TCPFlagAck | header.TCPFlagPsh
+	for _, p := range []struct {
+		name   string
+		packet []byte
+		late   bool // if it comes from a peer
+		answer bool // if it comes from Via
+	}{
+		{"data for no connection of a listener", segment(1, listener, data), true, true},
+		{"the end of no connection", segment(1, listener, fin|ack), true, true},
+		{"a SYN-ACK for a listener", segment(1, listener, header.TCPFlagSyn|ack), true, true},
+		{"data in a fragment", fragment(segment(1, listener, data)), true, true},
+		{"data for nobody", segment(1, nobody, data), true, true},
+		{"a SYN for nobody", segment(1, nobody, header.TCPFlagSyn), true, true},
+		{"a reset for nobody", segment(1, nobody, rst), true, false},
+		{"a SYN for a listener", segment(2, listener, header.TCPFlagSyn), false, true},
+		{"an acknowledgement for a connection", segment(c.LocalAddr().(*net.TCPAddr).AddrPort().Port(), open, ack), false, false},
+	} {
+		t.Run(p.name, func(t *testing.T) {
+			// The netstack may look at a packet in another goroutine, but whether
+			// it gets it shows at once.
+			taken := func(from netip.Addr, answered bool) bool {
+				dropped := w.nodes[0].ShimStats().Late
+				_, before := d.counts()
+				d.arrive(packet6(from, careOf[0], 41, p.packet))
+				d.settle(t)
+				if answered {
+					d.waitSent(t, "an answer", before, func(p []byte) bool { return p[6] == 41 })
+				}
+				return w.nodes[0].ShimStats().Late == dropped
+			}
+			if taken(careOf[1], p.answer && !p.late) == p.late {
+				t.Errorf("from a peer: %t that it was dropped", !p.late)
+			}
+			if !taken(homeAgent, p.answer) {
+				t.Error("from Via: it was dropped")
+			}
+		})
+	}
+	pingPong(t, c, s)
+	// Who was Via is a peer, who is Via now none. Here is nothing that the
+	// client could answer to.
+	if err := errors.Join(w.nodes[1].SetPeers([]netip.Addr{careOf[0], homeAgent}), w.nodes[1].SetVia(careOf[0])); err != nil {
+		t.Fatal(err)
+	}
+	for from, want := range map[netip.Addr]uint64{homeAgent: 1, careOf[0]: 0} {
+		before := w.nodes[1].ShimStats().Late
+		w.devs[1].arrive(packet6(from, careOf[1], 41, segment(1, nobody, data)))
+		w.devs[1].settle(t)
+		if got := w.nodes[1].ShimStats().Late - before; got != want {
+			t.Errorf("%d packets of %s were dropped", got, from)
+		}
+	}
 }
 
 // TestMobileDial: the server's own connections have the same limits.

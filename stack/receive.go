@@ -11,6 +11,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"github.com/distributed-servers/ds/tun"
 )
@@ -30,8 +31,9 @@ type arrived struct {
 	worth
 }
 
-// worth is what is known of a packet's segments.
+// worth is what is known of a packet and its segments.
 type worth struct {
+	late     bool // a peer has forwarded it
 	partial  bool // the TCP checksum has only the pseudo-header's part, which may be wrong: nobody is to look
 	verified bool // the TCP checksum is right
 	size     int  // if not 0, a super-packet: the payload of each segment but the last
@@ -123,11 +125,12 @@ func (l *link) arrive(batch []arrived, merger *coalescer) {
 	if l.shim != nil {
 		kept := batch[:0]
 		for _, a := range batch {
-			q, signal := l.shim.inbound(a.p)
-			if signal && l.shim.signalling != nil {
+			q, is := l.shim.inbound(a.p)
+			if is == signal && l.shim.signalling != nil {
 				l.shim.signalling(a.p)
 			}
 			if q != nil {
+				a.late = is == late
 				kept = append(kept, arrived{q, a.worth})
 			}
 		}
@@ -143,7 +146,11 @@ func (l *link) receive(batch []arrived, merger *coalescer) {
 	l.filter.deliver.RLock()
 	for _, a := range batch {
 		taken, forward := l.filter.inbound(a)
-		if !taken {
+		switch {
+		case taken:
+		case a.late && l.strayed(a.p):
+			l.shim.dropped.late.Add(1)
+		default:
 			kept = append(kept, a)
 		}
 		if forward != nil {
@@ -167,6 +174,38 @@ func (l *link) receive(batch []arrived, merger *coalescer) {
 	for _, forward := range away {
 		forward()
 	}
+}
+
+// strayed tells whether a packet is a segment that the netstack would answer with
+// a reset: it is for no connection here. Of a peer's stragglers we cannot tell
+// whether a connection has ended or lives elsewhere: those that were here before
+// an application was started anew may have moved on, and only their filters knew.
+func (l *link) strayed(p []byte) bool {
+	t, ok := InboundTuple(p)
+	if !ok {
+		return false // nor does it answer that: ICMP errors, fragments but the first
+	}
+	ep := l.ns.FindTransportEndpoint(protocolOf(t.Local.Addr()), tcp.ProtocolNumber, gstack.TransportEndpointID{
+		LocalPort: t.Local.Port(), LocalAddress: toAddress(t.Local.Addr()),
+		RemotePort: t.Remote.Port(), RemoteAddress: toAddress(t.Remote.Addr()),
+	}, nicID)
+	if ep == nil {
+		return true
+	}
+	// A client that is thought to be here may begin a connection, but none that
+	// a listener knows of is under way.
+	listener, ok := ep.(*tcp.Endpoint)
+	return ok && listener.EndpointState() == tcp.StateListen && !begins(p)
+}
+
+// begins tells whether a TCP segment is the first of a connection.
+func begins(p []byte) bool {
+	_, _, _, segment, _, _ := parseIP(p)
+	if len(segment) < header.TCPMinimumSize {
+		return false
+	}
+	const mask = header.TCPFlagSyn | header.TCPFlagAck | header.TCPFlagRst
+	return header.TCP(segment).Flags()&mask == header.TCPFlagSyn
 }
 
 // each calls f with the packets that a is on a wire: its segments, with whole

@@ -52,7 +52,10 @@ type Mobile struct {
 	KernelTunnel bool
 
 	// Peers may send tunnelled packets beside Via: the care-of addresses of
-	// the other nodes.
+	// the other nodes, and who was Via. What comes from them is late: a connection
+	// for which it is may have been here and be elsewhere by now. So a segment for
+	// none that is here gets no reset, unless Via tunnels it; a SYN is for a
+	// listener all the same.
 	Peers []netip.Addr
 
 	// Signalling gets what is not for the netstack: packets with a mobility
@@ -76,6 +79,7 @@ type ShimStats struct {
 	Unbound   uint64 // with a routing header, from a client without binding here
 	Stranger  uint64 // in a tunnel from neither Via nor a peer
 	Malformed uint64 // broken, or spoofed beyond doubt
+	Late      uint64 // segments in a tunnel from a peer, for no connection here
 	Unwanted  uint64 // anything else to the care-of address
 }
 
@@ -93,7 +97,7 @@ type shim struct {
 
 	homeOption [homeOptionSize]byte // ready but for the next header
 
-	dropped struct{ unbound, stranger, malformed, unwanted atomic.Uint64 }
+	dropped struct{ unbound, stranger, malformed, late, unwanted atomic.Uint64 }
 
 	mu     sync.Mutex
 	graces map[netip.Addr]tcpip.Timer // of the clients that are leaving
@@ -163,13 +167,14 @@ func (s *shim) setPeers(peers []netip.Addr) error {
 }
 
 // mayTunnel tells whether packets in a tunnel from src are taken: a tunnel's
-// exit believes what is inside (RFC 2473 §9.1, RFC 6275 §11.3.3).
-func (s *shim) mayTunnel(src [16]byte) bool {
+// exit believes what is inside (RFC 2473 §9.1, RFC 6275 §11.3.3). peer tells
+// whether src is a peer and not Via.
+func (s *shim) mayTunnel(src [16]byte) (may, peer bool) {
 	if via := s.via.Load(); via != nil && via.dst() == src {
-		return true
+		return true, false
 	}
-	_, ok := (*s.peers.Load())[src]
-	return ok
+	_, peer = (*s.peers.Load())[src]
+	return peer, peer
 }
 
 // set ends a client's grace and gives it a state, for some time if that is
@@ -300,5 +305,5 @@ func (s *Stack) ShimStats() ShimStats {
 
 func (s *shim) counts() ShimStats {
 	d := &s.dropped
-	return ShimStats{Unbound: d.unbound.Load(), Stranger: d.stranger.Load(), Malformed: d.malformed.Load(), Unwanted: d.unwanted.Load()}
+	return ShimStats{Unbound: d.unbound.Load(), Stranger: d.stranger.Load(), Malformed: d.malformed.Load(), Late: d.late.Load(), Unwanted: d.unwanted.Load()}
 }

@@ -145,12 +145,20 @@ func (s *shim) addHomeOption(b []byte, rest int) []byte {
 	return q
 }
 
+// note is what is to be known of a packet that the shim has looked at.
+type note uint8
+
+const (
+	plain  note = iota
+	signal      // it is for Mobile.Signalling, unchanged, and for nobody else
+	late        // it was in a tunnel from a peer
+)
+
 // inbound makes of a packet from the device what the filter and the netstack
-// get, in its place. It returns nil if that is nothing; signal then means that
-// the packet, unchanged, is for Mobile.Signalling.
-func (s *shim) inbound(p []byte) (q []byte, signal bool) {
+// get, in its place. It returns nil if that is nothing.
+func (s *shim) inbound(p []byte) (q []byte, is note) {
 	if len(p) < ip6Size || p[0]>>4 != 6 {
-		return p, false
+		return p, plain
 	}
 	switch [16]byte(p[24:40]) {
 	case s.careOf:
@@ -158,17 +166,17 @@ func (s *shim) inbound(p []byte) (q []byte, signal bool) {
 	case s.home:
 		return s.toHome(p)
 	}
-	return p, false
+	return p, plain
 }
 
-func (s *shim) malformed() (q []byte, signal bool) {
+func (s *shim) malformed() (q []byte, is note) {
 	s.dropped.malformed.Add(1)
-	return nil, false
+	return nil, plain
 }
 
-func (s *shim) unwanted() (q []byte, signal bool) {
+func (s *shim) unwanted() (q []byte, is note) {
 	s.dropped.unwanted.Add(1)
-	return nil, false
+	return nil, plain
 }
 
 // trimmed cuts off what is behind the end of a packet; nil if the end is
@@ -183,13 +191,13 @@ func trimmed(p []byte) []byte {
 
 // toHome handles a packet that has come to the home address without our help:
 // the kernel or a router has taken it out of its tunnel.
-func (s *shim) toHome(p []byte) (q []byte, signal bool) {
+func (s *shim) toHome(p []byte) (q []byte, is note) {
 	if p = trimmed(p); p == nil {
 		return s.malformed()
 	}
 	switch u := s.classify(p, 6, ip6Size); u.kind {
 	case signalling:
-		return nil, true
+		return nil, signal
 	case broken:
 		return s.malformed()
 	default:
@@ -200,7 +208,7 @@ func (s *shim) toHome(p []byte) (q []byte, signal bool) {
 // toCareOf handles a packet to the care-of address. It passes the extension
 // headers by that are for this node as such, until it is clear what the packet
 // is.
-func (s *shim) toCareOf(p []byte) (q []byte, signal bool) {
+func (s *shim) toCareOf(p []byte) (q []byte, is note) {
 	if p = trimmed(p); p == nil {
 		return s.malformed()
 	}
@@ -215,11 +223,11 @@ func (s *shim) toCareOf(p []byte) (q []byte, signal bool) {
 		case nextIPv6:
 			return s.tunnelled(p, at)
 		case nextMobility:
-			return nil, true
+			return nil, signal
 		case nextICMP:
 			switch u := s.classify(p, next, at); u.kind {
 			case signalling:
-				return nil, true
+				return nil, signal
 			case broken:
 				return s.malformed()
 			case quoting:
@@ -277,7 +285,7 @@ func skippable(p []byte, at int) bool {
 }
 
 // routed takes off the type 2 routing header at p[at:] (RFC 6275 §6.4, §11.3.3).
-func (s *shim) routed(p []byte, next, at int) (q []byte, signal bool) {
+func (s *shim) routed(p []byte, next, at int) (q []byte, is note) {
 	if len(p) <= at+routingSize || p[at+1] != routingLen || p[at+2] != routingType || p[at+3] != 1 ||
 		[16]byte(p[at+routingAddrAt:at+routingSize]) != s.home {
 		return s.malformed()
@@ -285,13 +293,13 @@ func (s *shim) routed(p []byte, next, at int) (q []byte, signal bool) {
 	u := s.classify(p, at, at+routingSize)
 	switch u.kind {
 	case signalling: // from the home agent too, with which there is no binding here
-		return nil, true
+		return nil, signal
 	case broken:
 		return s.malformed()
 	}
 	if s.bindings.state(p[8:24]) == unbound {
 		s.dropped.unbound.Add(1)
-		return nil, false
+		return nil, plain
 	}
 	p[next] = p[at]
 	copy(p[routingSize:], p[:at]) // the headers before it move up
@@ -304,10 +312,11 @@ func (s *shim) routed(p []byte, next, at int) (q []byte, signal bool) {
 }
 
 // tunnelled takes the packet at p[at:] out of its tunnel.
-func (s *shim) tunnelled(p []byte, at int) (q []byte, signal bool) {
-	if !s.mayTunnel([16]byte(p[8:24])) {
+func (s *shim) tunnelled(p []byte, at int) (q []byte, is note) {
+	may, peer := s.mayTunnel([16]byte(p[8:24]))
+	if !may {
 		s.dropped.stranger.Add(1)
-		return nil, false
+		return nil, plain
 	}
 	q = p[at:]
 	if len(q) < ip6Size || q[0]>>4 != 6 || [16]byte(q[24:40]) != s.home {
@@ -323,7 +332,7 @@ func (s *shim) tunnelled(p []byte, at int) (q []byte, signal bool) {
 	u := s.classify(q, 6, ip6Size)
 	switch u.kind {
 	case signalling:
-		return nil, true
+		return nil, signal
 	case broken:
 		return s.malformed()
 	}
@@ -335,7 +344,10 @@ func (s *shim) tunnelled(p []byte, at int) (q []byte, signal bool) {
 	case inner != notECT && inner != ce && (outer == ce || outer == ect1):
 		q[1] = q[1]&^0x30 | outer<<4
 	}
-	return s.finish(q, u)
+	if q, is = s.finish(q, u); q != nil && peer {
+		is = late
+	}
+	return q, is
 }
 
 // upper is what the shim needs to know of what a packet carries.
@@ -390,7 +402,7 @@ func (s *shim) classify(p []byte, next, at int) upper {
 
 // finish makes of a packet for the home address, or of an ICMPv6 error to
 // either, what the netstack can understand.
-func (s *shim) finish(p []byte, u upper) ([]byte, bool) {
+func (s *shim) finish(p []byte, u upper) ([]byte, note) {
 	switch u.kind {
 	case tcpSegment:
 		if len(p) >= u.at+header.TCPMinimumSize && p[u.at+header.TCPFlagsOffset]&uint8(header.TCPFlagSyn) != 0 {
@@ -401,7 +413,7 @@ func (s *shim) finish(p []byte, u upper) ([]byte, bool) {
 			return s.malformed()
 		}
 	}
-	return p, false
+	return p, plain
 }
 
 // leastMSS is a segment size that fits any link even with the Home Address

@@ -42,7 +42,10 @@ func testShim(t testing.TB, clients ...netip.Addr) *shim {
 }
 
 // in and out run a copy of a packet through the shim.
-func (s *shim) in(p []byte) (q []byte, signal bool) { return s.inbound(slices.Clone(p)) }
+func (s *shim) in(p []byte) (q []byte, signalling bool) {
+	q, is := s.inbound(slices.Clone(p))
+	return q, is == signal
+}
 
 func (s *shim) outbound(b []byte) []byte { return s.translate(s.way(b[shimHeadroom:]), b, 0) }
 
@@ -708,10 +711,10 @@ func FuzzShimIn(f *testing.F) {
 		}
 		was := slices.Clone(p)
 		before := s.counts()
-		q, signal := s.inbound(p)
+		q, is := s.inbound(p)
 		lost := s.counts() != before
 		switch {
-		case signal:
+		case is == signal:
 			if q != nil || lost || !bytes.Equal(p, was) {
 				t.Fatal("signalling was changed, or used twice")
 			}

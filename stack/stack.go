@@ -125,7 +125,7 @@ func New(cfg Config) (*Stack, error) {
 		clients: make(map[netip.Addr]*Conn),
 	}
 	s.maxBuffer, s.present = cfg.MaxBuffer, cfg.Present
-	s.link = newLink(cfg.Device, s.ns.Clock(), cfg.HoldLimit)
+	s.link = newLink(s.ns, cfg.Device, cfg.HoldLimit)
 	if cfg.Mobile != nil {
 		shim, err := newShim(cfg.Mobile, cfg.Addrs, cfg.Device.MTU(), s.ns.Clock())
 		if err != nil {

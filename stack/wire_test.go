@@ -217,8 +217,11 @@ func tooBig(p []byte, mtu int) []byte {
 }
 
 // syn is the first packet of a connection.
-func syn(from, to netip.AddrPort) []byte {
-	t := header.TCPFields{SrcPort: from.Port(), DstPort: to.Port(), SeqNum: 1000, DataOffset: 20, Flags: header.TCPFlagSyn, WindowSize: 65535}
+func syn(from, to netip.AddrPort) []byte { return segment(from, to, header.TCPFlagSyn) }
+
+// segment is one without data.
+func segment(from, to netip.AddrPort, flags header.TCPFlags) []byte {
+	t := header.TCPFields{SrcPort: from.Port(), DstPort: to.Port(), SeqNum: 1000, DataOffset: 20, Flags: flags, WindowSize: 65535}
 	src, dst := tcpip.AddrFrom16(from.Addr().As16()), tcpip.AddrFrom16(to.Addr().As16())
 	b := make([]byte, 60)
 	header.IPv6(b).Encode(&header.IPv6Fields{PayloadLength: 20, TransportProtocol: header.TCPProtocolNumber, HopLimit: 64, SrcAddr: src, DstAddr: dst})

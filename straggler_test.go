@@ -1,0 +1,49 @@
+package ds_test
+
+import (
+	"net"
+	"runtime"
+	"testing"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+)
+
+// A packet that comes late to a node which had the client is sent on to the one that
+// got it, whose application has handed the client on and ended: the one that takes its
+// place does not answer, since a third node has the connection.
+func TestStragglerAnew(t *testing.T) {
+	w := newWorld(t, nil, "a", "b", "c")
+	s := w.dial(client1)
+	s.ping(t)
+	for _, h := range []struct{ from, to string }{{"a", "b"}, {"b", "c"}} {
+		if _, err := w.nodes[h.from].handoff(client1, h.to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.awaitOwner(client1, "c")
+	before := w.nodes["b"]
+	b := w.start("b")
+	before.stop()
+	s.ping(t)
+	w.nodes["a"].Stack().Inject(segment(s.Conn))
+	for b.Stack().ShimStats().Late == 0 && len(w.cluster.Faults()) == 0 {
+		runtime.Gosched()
+	}
+	s.ping(t)
+	w.noFaults()
+}
+
+// segment is one that a client could have sent in a connection.
+func segment(c net.Conn) []byte {
+	from, to := c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort()
+	src, dst := tcpip.AddrFrom16(from.Addr().As16()), tcpip.AddrFrom16(to.Addr().As16())
+	p := make([]byte, header.IPv6MinimumSize+header.TCPMinimumSize)
+	header.IPv6(p).Encode(&header.IPv6Fields{
+		PayloadLength: header.TCPMinimumSize, TransportProtocol: header.TCPProtocolNumber, HopLimit: 64, SrcAddr: src, DstAddr: dst,
+	})
+	t := header.TCP(p[header.IPv6MinimumSize:])
+	t.Encode(&header.TCPFields{SrcPort: from.Port(), DstPort: to.Port(), DataOffset: header.TCPMinimumSize, Flags: header.TCPFlagAck})
+	t.SetChecksum(^t.CalculateChecksum(header.PseudoHeaderChecksum(header.TCPProtocolNumber, src, dst, header.TCPMinimumSize)))
+	return p
+}

@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/fxamacker/cbor/v2"
+
+	"github.com/distributed-servers/ds/internal/framing"
 )
 
 // Kind is what a [Message] is.
@@ -233,16 +235,11 @@ func AppendMessage(b []byte, m *Message) ([]byte, error) {
 // what has arrived, not with what the length says. The error is that of r
 // (io.EOF between messages), or [ErrMessage].
 func ReadMessage(r io.Reader) (*Message, error) {
-	var head [4]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return nil, err
-	}
-	n := binary.BigEndian.Uint32(head[:])
-	if n > MaxMessage {
-		return nil, fmt.Errorf("%w: %d octets, more than %d", ErrMessage, n, MaxMessage)
-	}
-	body, err := readN(r, int(n))
-	if err != nil {
+	body, err := framing.Read(r, MaxMessage)
+	switch {
+	case errors.Is(err, framing.ErrTooLong):
+		return nil, fmt.Errorf("%w: %w", ErrMessage, err)
+	case err != nil:
 		return nil, err
 	}
 	m := new(Message)
@@ -253,20 +250,4 @@ func ReadMessage(r io.Reader) (*Message, error) {
 		return nil, err
 	}
 	return m, nil
-}
-
-func readN(r io.Reader, n int) ([]byte, error) {
-	const step = 1 << 20
-	b := make([]byte, 0, min(n, step))
-	for len(b) < n {
-		k := min(n-len(b), step)
-		b = append(b, make([]byte, k)...)
-		if _, err := io.ReadFull(r, b[len(b)-k:]); err != nil {
-			if err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
-			return nil, err
-		}
-	}
-	return b, nil
 }

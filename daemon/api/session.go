@@ -3,7 +3,6 @@ package api
 import (
 	"bufio"
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/distributed-servers/ds/internal/framing"
 	"github.com/distributed-servers/ds/internal/killpoint"
 	"github.com/distributed-servers/ds/internal/nowait"
 )
@@ -141,13 +141,7 @@ func (s *Session) Receive() (*Message, error) {
 
 // Ready tells whether another message has come whole, so that Receive does not wait.
 // Who calls Receive may call it.
-func (s *Session) Ready() bool {
-	if s.r.Buffered() < 4 {
-		return false
-	}
-	head, _ := s.r.Peek(4)
-	return uint64(s.r.Buffered()-4) >= uint64(binary.BigEndian.Uint32(head))
-}
+func (s *Session) Ready() bool { return framing.Ready(s.r) }
 
 // Send sends messages, together, and never waits: what the other end does not take
 // at once is kept, in order. It fails if the session has ended, and if a message

@@ -1,11 +1,9 @@
 package peer
 
 import (
-	"bufio"
 	"crypto/tls"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"time"
@@ -245,35 +243,3 @@ func (p *patient) Read(b []byte) (int, error) {
 
 // maxBurst is how many frames a handler gets at once.
 const maxBurst = 256
-
-// frameReady tells whether the next frame has come whole.
-func frameReady(r *bufio.Reader) bool {
-	if r.Buffered() < 4 {
-		return false
-	}
-	head, _ := r.Peek(4)
-	return uint64(r.Buffered()-4) >= uint64(binary.BigEndian.Uint32(head))
-}
-
-// readFrame reads a frame. Memory grows with what has arrived, not with what the
-// length says.
-func readFrame(r io.Reader, max int) ([]byte, error) {
-	var head [4]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return nil, err
-	}
-	n := int(binary.BigEndian.Uint32(head[:]))
-	if n > max {
-		return nil, fmt.Errorf("peer: a frame of %d octets, more than %d", n, max)
-	}
-	const step = 1 << 20
-	b := make([]byte, 0, min(n, step))
-	for len(b) < n {
-		k := min(n-len(b), step)
-		b = append(b, make([]byte, k)...)
-		if _, err := io.ReadFull(r, b[len(b)-k:]); err != nil {
-			return nil, err
-		}
-	}
-	return b, nil
-}

@@ -37,6 +37,7 @@ import (
 	"time"
 
 	"github.com/distributed-servers/ds/daemon/identity"
+	"github.com/distributed-servers/ds/internal/framing"
 )
 
 // Handler is told what happens. Calls for one node come one after another, from
@@ -384,7 +385,7 @@ func (m *Mesh) read(name string, l *link) error {
 	r := bufio.NewReaderSize(&patient{l.conn, m.cfg.Timeout}, 64<<10)
 	var frames [][]byte
 	for {
-		b, err := readFrame(r, m.cfg.MaxFrame)
+		b, err := framing.Read(r, m.cfg.MaxFrame)
 		if err != nil {
 			return err
 		}
@@ -396,7 +397,7 @@ func (m *Mesh) read(name string, l *link) error {
 		if len(b) > 0 {
 			frames = append(frames, b)
 		}
-		if len(frames) > 0 && !(len(frames) < maxBurst && frameReady(r)) {
+		if len(frames) > 0 && !(len(frames) < maxBurst && framing.Ready(r)) {
 			m.cfg.Handler.Received(name, frames)
 			frames = nil
 		}

@@ -45,7 +45,7 @@ var rules = []rule{
 	{
 		from:   []string{"./daemon/api/..."},
 		to:     []string{"./..."},
-		except: []string{"./internal/nowait", "./internal/killpoint"},
+		except: []string{"./internal/framing", "./internal/nowait", "./internal/killpoint"},
 		why:    "daemon/api is a leaf: a client of the daemon must not link the daemon",
 	},
 	{
@@ -120,7 +120,7 @@ var rules = []rule{
 	{
 		from:   []string{"./daemon/peer/..."},
 		to:     []string{"./..."},
-		except: []string{"./daemon/identity", "./internal/nowait"},
+		except: []string{"./daemon/identity", "./internal/framing", "./internal/nowait"},
 		why:    "daemon/peer connects nodes that prove who they are: what they say is not its concern",
 	},
 	{

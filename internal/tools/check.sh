@@ -53,10 +53,10 @@ done
 step "tests, race detector on"
 "$GO" test -race -count=1 -timeout 15m ./...
 
-# With the race detector their tests move a quarter of the octets, and try each
-# thirteenth mutant.
-step "moves and snapshots in full"
-"$GO" test -count=1 -timeout 10m ./migrate ./migrate/snapshot
+# With the race detector their tests move a quarter of the octets, try each
+# thirteenth mutant and make the tour once.
+step "moves, snapshots and the tour in full"
+"$GO" test -count=1 -timeout 10m ./migrate ./migrate/snapshot ./internal/tour
 
 # One goroutine: the race detector would only slow it down.
 step "handoffs between the machines of daemons that end"

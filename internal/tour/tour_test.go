@@ -46,8 +46,10 @@ func TestTour(t *testing.T) {
 			t.Errorf("%v ms one way: direct after %v and %v ms, the exchange takes %v ms", d.OneWay, d.Direct, d.DirectRR, d.ExchangeRR)
 		}
 	}
-	if again := run(t, Options{}); again.Trace != res.Trace {
-		t.Errorf("the same tour again has trace %s, not %s", again.Trace, res.Trace)
+	if !raceDetector { // it has seen all of it
+		if again := run(t, Options{}); again.Trace != res.Trace {
+			t.Errorf("the same tour again has trace %s, not %s", again.Trace, res.Trace)
+		}
 	}
 	for file, got := range map[string][]byte{
 		"../../docs/handoff.txt": []byte(res.Ladder.Text()),

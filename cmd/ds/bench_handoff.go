@@ -30,7 +30,8 @@ A whole distributed server in network namespaces, dsco in all its roles, three n
 and clients with the kernel's TCP, repeats figures 4 and 5 of the report: how long a
 client waits (gap_local_ms, gap_lan_ro_ms, gap_lan_relay_ms), and what a handoff costs
 the donor and the target (cpu_donate_us, cpu_receive_us), all processes of a node
-together, and how many there can be (handoffs_per_s). Then, what it did not measure:
+together, and how many there can be (handoffs_per_s), of route optimised clients and of
+relayed ones (with relayed in the name). Then, what it did not measure:
 a client with 1000 connections, a node with 10 000 clients that is drained, and the
 gap against queued data, connections, delay and loss.
 

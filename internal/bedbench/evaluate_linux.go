@@ -75,7 +75,12 @@ func Evaluate(ctx context.Context, o Options) (*evaluation.Result, error) {
 	}{
 		{"local", []string{"gap_local_ms"}, e.local},
 		{"gaps", []string{"gap_lan_ro_ms", "gap_lan_relay_ms", "client_1000_conns_ms", "curve queued", "curve connections"}, e.inBed(2, 1, impair.Settings{}, e.gaps)},
-		{"cost", []string{"cpu_donate_us", "cpu_receive_us", "handoffs_per_s"}, e.inBed(costHosts, costHosts, impair.Settings{}, e.cost)},
+		{"cost", []string{"cpu_donate_us", "cpu_receive_us", "handoffs_per_s"}, e.inBed(costHosts, costHosts, impair.Settings{}, func(ctx context.Context) error {
+			return e.cost(ctx, api.Optimised, "")
+		})},
+		{"cost", []string{"cpu_donate_relayed_us", "cpu_receive_relayed_us", "handoffs_relayed_per_s"}, e.inBed(1, 0, impair.Settings{}, func(ctx context.Context) error {
+			return e.cost(ctx, api.Relayed, "_relayed")
+		})},
 		{"links", []string{"curve delay", "curve loss"}, e.inBed(2, 1, impair.Settings{Delay: time.Millisecond}, e.links)},
 		{"drain", []string{"drain_10000_clients_s", "drain_bulk_kept"}, e.inBed(2, 1, impair.Settings{}, e.drain)},
 	} {
@@ -242,9 +247,14 @@ const (
 	costHosts            = 8
 )
 
+// pipelined is how many handoffs there are at the same time when it matters how many
+// there can be in a second.
+const pipelined = 256
+
 // cost hands many clients from one node to the other and back.
-func (e *evaluator) cost(ctx context.Context) error {
-	c, err := e.gather(ctx, api.Optimised, e.sizes.crowd, e.bed.Clients...)
+func (e *evaluator) cost(ctx context.Context, mode api.Mode, suffix string) error {
+	hosts := e.bed.Clients
+	c, err := e.gather(ctx, mode, e.sizes.crowd, hosts...)
 	if err != nil {
 		return err
 	}
@@ -253,10 +263,14 @@ func (e *evaluator) cost(ctx context.Context) error {
 	if err := c.settle(ctx, from); err != nil {
 		return err
 	}
+	pause := betweenHandoffs
+	if mode == api.Optimised {
+		pause = max(pause, time.Duration(len(c.clients)/len(hosts))*time.Second/correspondentUpdates)
+	}
 	var donate, receive, rate []float64
 	for range e.sizes.passes {
 		select {
-		case <-time.After(max(betweenHandoffs, time.Duration(len(c.clients)/len(e.bed.Clients))*time.Second/correspondentUpdates)):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -265,7 +279,7 @@ func (e *evaluator) cost(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		p, took, err := e.move(ctx, from, api.MoveRequest{To: []api.MoveTarget{{Node: to.Name(), Clients: len(c.clients)}}}, false)
+		p, took, err := e.move(ctx, from, api.MoveRequest{Concurrency: pipelined, To: []api.MoveTarget{{Node: to.Name(), Clients: len(c.clients)}}}, false)
 		if err != nil {
 			return err
 		}
@@ -284,10 +298,10 @@ func (e *evaluator) cost(ctx context.Context) error {
 			return err
 		}
 	}
-	e.row("cpu_donate_us", "µs", donate, false)
-	e.row("cpu_receive_us", "µs", receive, false)
-	e.row("handoffs_per_s", "1/s", rate, true)
-	e.note("cpu_donate_us, cpu_receive_us, handoffs_per_s: %d moves of %d clients", e.sizes.passes, len(c.clients))
+	e.row("cpu_donate"+suffix+"_us", "µs", donate, false)
+	e.row("cpu_receive"+suffix+"_us", "µs", receive, false)
+	e.row("handoffs"+suffix+"_per_s", "1/s", rate, true)
+	e.note("cpu_donate%s_us, cpu_receive%[1]s_us, handoffs%[1]s_per_s: %d moves of %d clients, %d at the same time", suffix, e.sizes.passes, len(c.clients), pipelined)
 	return nil
 }
 

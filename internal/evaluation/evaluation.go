@@ -62,7 +62,7 @@ type Result struct {
 // Names of the rows that every evaluation has, or says why not.
 var Names = []string{
 	"gap_local_ms", "gap_lan_ro_ms", "gap_lan_relay_ms", "cpu_donate_us", "cpu_receive_us",
-	"handoffs_per_s", "client_1000_conns_ms", "drain_10000_clients_s", "drain_bulk_kept",
+	"handoffs_per_s", "cpu_donate_relayed_us", "cpu_receive_relayed_us", "handoffs_relayed_per_s", "client_1000_conns_ms", "drain_10000_clients_s", "drain_bulk_kept",
 }
 
 // A Curve is a row for each of its points.

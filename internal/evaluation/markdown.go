@@ -10,15 +10,18 @@ import (
 
 // what the rows are, for people.
 var about = map[string]string{
-	"gap_local_ms":          "process to process on one machine",
-	"gap_lan_ro_ms":         "node to node, the client route optimised",
-	"gap_lan_relay_ms":      "node to node, the client relayed by the contact",
-	"cpu_donate_us":         "to donate a client with one connection",
-	"cpu_receive_us":        "to receive it",
-	"handoffs_per_s":        "clients handed off in a second, from one node to another",
-	"client_1000_conns_ms":  "gap of a client with 1000 connections, which move at once",
-	"drain_10000_clients_s": "to empty a node of 10 000 clients",
-	"drain_bulk_kept":       "of another client's throughput, meanwhile",
+	"gap_local_ms":           "process to process on one machine",
+	"gap_lan_ro_ms":          "node to node, the client route optimised",
+	"gap_lan_relay_ms":       "node to node, the client relayed by the contact",
+	"cpu_donate_us":          "to donate a client with one connection",
+	"cpu_receive_us":         "to receive it",
+	"handoffs_per_s":         "clients handed off in a second, from one node to another",
+	"cpu_donate_relayed_us":  "to donate a relayed client",
+	"cpu_receive_relayed_us": "to receive it",
+	"handoffs_relayed_per_s": "relayed clients handed off in a second",
+	"client_1000_conns_ms":   "gap of a client with 1000 connections, which move at once",
+	"drain_10000_clients_s":  "to empty a node of 10 000 clients",
+	"drain_bulk_kept":        "of another client's throughput, meanwhile",
 }
 
 // aims are those of the project, and whether less is better.
@@ -26,13 +29,14 @@ var aims = map[string]struct {
 	p50, p99 float64 // 0: none
 	more     bool
 }{
-	"gap_local_ms":          {0.3, 1, false},
-	"gap_lan_ro_ms":         {1, 3, false},
-	"gap_lan_relay_ms":      {1, 0, false},
-	"handoffs_per_s":        {5000, 0, true},
-	"client_1000_conns_ms":  {60, 0, false},
-	"drain_10000_clients_s": {10, 0, false},
-	"drain_bulk_kept":       {0.8, 0, true},
+	"gap_local_ms":           {0.3, 1, false},
+	"gap_lan_ro_ms":          {1, 3, false},
+	"gap_lan_relay_ms":       {1, 0, false},
+	"handoffs_per_s":         {5000, 0, true},
+	"handoffs_relayed_per_s": {5000, 0, true},
+	"client_1000_conns_ms":   {60, 0, false},
+	"drain_10000_clients_s":  {10, 0, false},
+	"drain_bulk_kept":        {0.8, 0, true},
 }
 
 // Markdown is the document. plots is the directory of the pictures, as seen from
@@ -72,13 +76,14 @@ an exchange takes.
 
 Processor time of a node, its dsco and its application together, everything
 included: TLS between the nodes, Mobile IPv6, the messages between application and
-daemon. Many clients are handed from one node to another, as `+"`ds drain`"+` does it,
-several at the same time; each has one idle connection and is route optimised. A
-sample is one such move, divided by its clients. The report's figures are for one
-connection at a time.
+daemon. Many clients are handed from one node to another, as `+"`ds drain --concurrency 256`"+`
+does it; each has one idle connection. They are route optimised, by dsco as
+correspondent on eight hosts, which wants the same processors; or relayed, and then
+their hosts do nothing. A sample is one such move, divided by its clients. The report's
+figures are for one connection at a time.
 `)
-	d.table(r, "µs", "cpu_donate_us", "cpu_receive_us")
-	d.table(r, "per second", "handoffs_per_s")
+	d.table(r, "µs", "cpu_donate_us", "cpu_receive_us", "cpu_donate_relayed_us", "cpu_receive_relayed_us")
+	d.table(r, "per second", "handoffs_per_s", "handoffs_relayed_per_s")
 	d.put("%s", `
 ## Many
 

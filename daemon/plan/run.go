@@ -46,7 +46,8 @@ const MaxWidth = 1024
 
 const (
 	firstRetry = 500 * time.Millisecond // and twice as long each time
-	burst      = 10 * time.Millisecond  // what was not begun for so long may be made up for
+	burst      = 20 * time.Millisecond  // what was not begun for so long may be made up for
+	together   = burst / 2              // what may begin within so long begins at once: each alone costs twice as much
 	window     = 5 * time.Second        // of the rate that is told
 )
 
@@ -69,6 +70,7 @@ type Run struct {
 	opt     Options
 	begun   time.Duration
 	next    time.Duration // no handoff begins before, because of the rate
+	group   time.Duration // nor before this, so that several begin at once
 	limited bool          // by Target.Most
 	targets []*target
 	waiting []netip.Addr
@@ -166,7 +168,7 @@ func (r *Run) Next(now time.Duration) (addr netip.Addr, to string, ok bool) {
 		}
 		r.waiting = append(r.waiting, again)
 	}
-	if r.moving >= r.opt.Width || now < r.next {
+	if r.moving >= r.opt.Width || now < r.may() {
 		return addr, "", false
 	}
 	if len(r.waiting) == 0 {
@@ -184,7 +186,9 @@ func (r *Run) Next(now time.Duration) (addr netip.Addr, to string, ok bool) {
 	t.node.Clients++
 	r.moving++
 	if r.opt.Rate > 0 {
-		r.next = max(r.next, now-burst) + time.Duration(float64(time.Second)/r.opt.Rate)
+		if r.next = max(r.next, now-burst) + time.Duration(float64(time.Second)/r.opt.Rate); r.next > now {
+			r.group = now + together
+		}
 	}
 	return addr, t.node.Name, true
 }
@@ -229,11 +233,14 @@ func (r *Run) Deadline() (at time.Duration, ok bool) {
 		return 0, false
 	}
 	if len(r.waiting) > 0 {
-		return r.next, true
+		return r.may(), true
 	}
 	at, ok = r.retries.Next()
-	return max(at, r.next), ok
+	return max(at, r.may()), ok
 }
+
+// may is when the next handoff may begin.
+func (r *Run) may() time.Duration { return max(r.next, r.group) }
 
 // Done tells that nothing is under way, and nothing is left that can go.
 func (r *Run) Done() bool {

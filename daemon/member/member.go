@@ -70,6 +70,10 @@ type Config struct {
 	// until the target is asked to end it unless it has taken the client. Default 30 s.
 	HandoffTimeout time.Duration
 
+	// WelcomeTimeout is how long a new application waits for its welcome, until what has
+	// become of clients that the one before has given away is known. Default 2 s.
+	WelcomeTimeout time.Duration
+
 	// TakeoverTimeout is how long a takeover waits for the home agent. Default 10 s.
 	TakeoverTimeout time.Duration
 
@@ -329,7 +333,7 @@ func New(cfg Config) (*Member, error) {
 		def   time.Duration
 	}{
 		{&cfg.IdleTimeout, time.Minute}, {&cfg.StartGrace, time.Second}, {&cfg.PrepareTimeout, time.Second}, {&cfg.HandoffTimeout, 30 * time.Second},
-		{&cfg.TakeoverTimeout, 10 * time.Second}, {&cfg.HandshakeGrace, time.Minute},
+		{&cfg.WelcomeTimeout, 2 * time.Second}, {&cfg.TakeoverTimeout, 10 * time.Second}, {&cfg.HandshakeGrace, time.Minute},
 	} {
 		if *d.field < 0 {
 			return nil, errors.New("member: a timeout is negative")

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/mobility/node"
@@ -29,7 +28,7 @@ func (m *Member) fromApp(msg *api.Message) {
 		return
 	case msg.Kind == api.Hello && !msg.HasTUN && m.inTransit():
 		m.newcomer = msg
-		m.timers.Set(newcomer{}, m.now+newcomerTime)
+		m.timers.Set(newcomer{}, m.now+m.cfg.WelcomeTimeout)
 		return
 	case msg.Kind == api.Hello:
 		m.hello(msg)
@@ -55,10 +54,6 @@ func (m *Member) fromApp(msg *api.Message) {
 
 // newcomer is the deadline of a new application that waits for its welcome.
 type newcomer struct{}
-
-// newcomerTime is how long it waits at most: longer than a target takes to decide that
-// can be reached.
-const newcomerTime = 2 * time.Second
 
 // inTransit tells whether a client of the application before is on its way to another
 // node, which has not said yet that it has it. The client still sends to this node; a

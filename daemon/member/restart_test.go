@@ -208,15 +208,15 @@ func TestNewcomerWaits(t *testing.T) {
 			}
 			came := w.now
 			for a.app.config == nil {
-				if a.m.inTransit() && a.m.attached && w.now < came+newcomerTime {
+				if a.m.inTransit() && a.m.attached && w.now < came+a.m.cfg.WelcomeTimeout {
 					t.Fatal("the application is welcomed while its client is on its way")
 				}
-				if w.now > came+3*newcomerTime {
+				if w.now > came+3*a.m.cfg.WelcomeTimeout {
 					t.Fatal("the application is not welcomed")
 				}
 				w.run(10 * time.Microsecond)
 			}
-			if waited := w.now - came; (away > 0) != (waited >= newcomerTime) {
+			if waited := w.now - came; (away > 0) != (waited >= a.m.cfg.WelcomeTimeout) {
 				t.Errorf("it has waited %v", waited)
 			}
 			w.run(10 * time.Minute)

@@ -46,7 +46,7 @@ const MaxWidth = 1024
 
 const (
 	firstRetry = 500 * time.Millisecond // and twice as long each time
-	burst      = 20 * time.Millisecond  // what was not begun for so long may be made up for
+	burst      = 100 * time.Millisecond // what was not begun for so long may be made up for
 	together   = burst / 2              // what may begin within so long begins at once: each alone costs twice as much
 	window     = 5 * time.Second        // of the rate that is told
 )

@@ -7,6 +7,5 @@ package migrate_test
 // (internal/tools/check.sh has both).
 const (
 	defaultMiB = 2
-	seedRuns   = 2 // of each seed of TestTortureSeeds
 	seedInputs = 3 // of FuzzImport, for each of its snapshots
 )

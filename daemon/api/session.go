@@ -8,8 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -59,14 +57,13 @@ type Session struct {
 
 	heard bool // a message, so that the deadline for the first is over
 
-	mu        sync.Mutex
-	sent      bool // something, whatever it was
-	err       error
-	queue     net.Buffers // waits for the goroutine that writes
-	queued    int         // octets of queue, and of what is being written
-	writing   bool        // there is that goroutine
-	gathering bool        // somebody is about to send the queue
-	most      int         // of queued
+	mu      sync.Mutex
+	sent    bool // something, whatever it was
+	err     error
+	queue   net.Buffers // waits for the goroutine that writes
+	queued  int         // octets of queue, and of what is being written
+	writing bool        // there is that goroutine
+	most    int         // of queued
 }
 
 // end is one of the two ends of a session.
@@ -202,12 +199,6 @@ func (s *Session) send(frame []byte, files ...*os.File) error {
 		frame = frame[n:]
 	}
 	s.sent = true
-	if s.end == application && !s.writing {
-		var err error
-		if frame, err = s.gatherLocked(frame); err != nil || len(frame) == 0 {
-			return err
-		}
-	}
 	if !s.writing {
 		// Most messages go out here, without another goroutine.
 		n, err := nowait.Write(s.conn, frame)
@@ -227,30 +218,6 @@ func (s *Session) send(frame []byte, files ...*os.File) error {
 		go s.write()
 	}
 	return nil
-}
-
-// gatherLocked lets the goroutines that can run go first: when the daemon has
-// answered many of them at once, each of them is about to send something, which goes
-// out together. It returns what that is; nothing if another caller sends it.
-func (s *Session) gatherLocked(frame []byte) ([]byte, error) {
-	if err := s.keepLocked(frame); err != nil || s.gathering {
-		return nil, err
-	}
-	s.gathering = true
-	s.mu.Unlock()
-	runtime.Gosched()
-	s.mu.Lock()
-	s.gathering = false
-	if s.err != nil {
-		return nil, s.err
-	}
-	all := s.queue
-	s.queue = nil
-	if len(all) > 1 {
-		frame = slices.Concat(all...)
-	}
-	s.queued -= len(frame)
-	return frame, nil
 }
 
 // keepLocked keeps a frame until the other end takes it.

@@ -21,8 +21,8 @@ type Conn struct {
 // Handoff hands the connection and its client to another node, by name. It is for
 // the goroutine that serves the connection, which is at rest while it waits here;
 // what it knows of the connection, at most [MaxState] octets, arrives with it as the
-// State of [Incoming]; what it has read and not dealt with is part of that. When Handoff succeeds, the connection is not the caller's any
-// more: calls fail with [ErrMoved].
+// State of [Incoming]; what it has read and not dealt with is part of that. When Handoff
+// succeeds, the connection is not the caller's any more: calls fail with [ErrMoved].
 //
 // A client moves as a whole. If others of its connections are served here, Handoff
 // fails with [ErrSiblings] and nothing has happened; those that the application has

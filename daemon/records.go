@@ -115,13 +115,16 @@ func (r *records) add(recs []member.Record) error {
 	return nil
 }
 
-// mend writes what could not be written, once a second, and tells whether there is
+// mendTime is how long after a failure it is tried again.
+const mendTime = time.Second
+
+// mend writes what could not be written, once in a mendTime, and tells whether there is
 // room again.
 func (r *records) mend(now time.Duration) (mended bool) {
 	if r == nil || !r.torn || now < r.again {
 		return false
 	}
-	r.again = now + time.Second
+	r.again = now + mendTime
 	return r.rewrite() == nil
 }
 

@@ -88,6 +88,7 @@ func (s *service) stepLocked(in ...member.Input) {
 	out := s.member.Step(s.n.now(), in...)
 	if len(out.Record) > 0 {
 		if err := s.records.add(out.Record); err != nil {
+			s.records.again = s.n.now() + mendTime // the member hears of the room after the lack of it
 			defer s.stepLocked(member.NoRecords{Why: err.Error()})
 			s.n.log.Error("a handoff is not recorded", "server", s.home, "err", err)
 			s.publish(api.Event{Kind: api.EventFault, Detail: err.Error()})

@@ -162,19 +162,7 @@ func TestTargetEnds(t *testing.T) {
 		{api.Activated, outcome{owner: "b"}},
 	} {
 		t.Run(tt.kind.String(), func(t *testing.T) {
-			var w *world
-			var fired atomic.Bool
-			gone := make(chan *node, 1)
-			w = newWorld(t, func(c *dstest.Cluster) {
-				c.Intercept = func(node string, m *api.Message) error {
-					if node == "b" && m.Kind == tt.kind && !fired.Swap(true) {
-						before := w.nodes["b"]
-						w.start("b")
-						gone <- before
-					}
-					return nil
-				}
-			}, "a", "b")
+			w, gone := replaced(t, "b", tt.kind)
 			s := w.dial(client1)
 			s.ping(t)
 			_, err := w.nodes["a"].handoff(client1, "b")
@@ -191,6 +179,24 @@ func TestTargetEnds(t *testing.T) {
 	}
 }
 
+// replaced is a world in which another application takes the place of a node's at the
+// first message of a kind; the one before comes by the channel.
+func replaced(t *testing.T, name string, kind api.Kind) (w *world, gone chan *node) {
+	var fired atomic.Bool
+	gone = make(chan *node, 1)
+	w = newWorld(t, func(c *dstest.Cluster) {
+		c.Intercept = func(node string, m *api.Message) error {
+			if node == name && m.Kind == kind && !fired.Swap(true) {
+				before := w.nodes[name]
+				w.start(name)
+				gone <- before
+			}
+			return nil
+		}
+	}, "a", "b")
+	return w, gone
+}
+
 // The donor's application ends: what it has not given away is lost with it, and who
 // takes its place serves the client's next connection; what it has given away goes on.
 func TestDonorEnds(t *testing.T) {
@@ -201,19 +207,7 @@ func TestDonorEnds(t *testing.T) {
 		{api.Prepare, "a"}, {api.Prepared, "a"}, {api.Transfer, "a"}, {api.Done, "b"},
 	} {
 		t.Run(tt.kind.String(), func(t *testing.T) {
-			var w *world
-			var fired atomic.Bool
-			gone := make(chan *node, 1)
-			w = newWorld(t, func(c *dstest.Cluster) {
-				c.Intercept = func(node string, m *api.Message) error {
-					if node == "a" && m.Kind == tt.kind && !fired.Swap(true) {
-						before := w.nodes["a"]
-						w.start("a")
-						gone <- before
-					}
-					return nil
-				}
-			}, "a", "b")
+			w, gone := replaced(t, "a", tt.kind)
 			s := w.dial(client1)
 			s.ping(t)
 			if _, err := w.nodes["a"].handoff(client1, "b"); !errors.Is(err, ds.ErrDetached) { // for what is left of it

@@ -29,6 +29,8 @@ type offer struct {
 	conns int
 	epoch uint64
 	grant *Grant
+
+	untold bool // the contact has not been told yet that the client is taken
 }
 
 type offerStage uint8
@@ -141,12 +143,17 @@ func (m *Member) take(o *offer) {
 	}
 	m.event(api.EventTakenOver, c.addr, o.key.from, "")
 	m.toApp(&api.Message{Kind: api.Activate, ID: o.id, Client: c.addr, Optimised: c.bound})
-	m.tellContact(c)
+	if o.untold = c.bound; !o.untold {
+		m.tellContact(c)
+	} // else what it sends comes directly: the contact can wait until the client does not
 }
 
 // complete tells the donor that its copy is one too many.
 func (m *Member) complete(o *offer) {
 	c := m.clients[o.client]
+	if c != nil && o.untold {
+		m.tellContact(c)
+	}
 	m.record(o.key.record(o.client, Activated))
 	m.toPeer(o.key.from, &Message{Kind: Done, ID: o.key.id, Optimised: c != nil && c.bound})
 	m.remove(o)

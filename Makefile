@@ -48,13 +48,14 @@ man: build ## write the man pages, made of what --help says, into ./bin/man
 
 install: man ## install commands, man pages, units and completion below DESTDIR
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man8 \
-		$(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/sysusers.d \
+		$(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)$(PREFIX)/lib/udev/rules.d \
 		$(DESTDIR)$(PREFIX)/share/doc/dsco $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 	install bin/ds bin/dsco $(DESTDIR)$(PREFIX)/bin
 	install -m 644 bin/man/man1/* $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 bin/man/man8/* $(DESTDIR)$(PREFIX)/share/man/man8
 	install -m 644 packaging/*.service $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 644 packaging/dsco.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/dsco.conf
+	install -m 644 packaging/dsco.rules $(DESTDIR)$(PREFIX)/lib/udev/rules.d/60-dsco.rules
 	install -m 644 docs/*.toml docs/api.md $(DESTDIR)$(PREFIX)/share/doc/dsco
 	./bin/ds completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/ds
 	./bin/dsco completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/dsco

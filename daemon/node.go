@@ -24,6 +24,7 @@ import (
 	"github.com/distributed-servers/ds/daemon/peer"
 	"github.com/distributed-servers/ds/daemon/rawip"
 	"github.com/distributed-servers/ds/daemon/server"
+	"github.com/distributed-servers/ds/internal/awake"
 	"github.com/distributed-servers/ds/internal/killpoint"
 	"github.com/distributed-servers/ds/mobility/relay"
 	"github.com/distributed-servers/ds/mobility/wire"
@@ -52,6 +53,7 @@ type Node struct {
 	meshed chan struct{} // closed when mesh is set
 	filter *filter.Filter
 	kernel atomic.Pointer[forward.Node] // nil: the kernel does not forward what is in tunnels
+	awake  *awake.Keeper
 
 	identity credentials
 	peers    atomic.Pointer[map[string]netip.Addr] // other nodes' daemons
@@ -153,6 +155,12 @@ func (n *Node) Run(ctx context.Context) (err error) {
 			n.kernel.Store(k)
 			undo = append(undo, k.Close)
 		}
+	}
+	if *cfg.StayAwake {
+		if n.awake, err = awake.Open(); err != nil { // slower, no worse
+			n.log.Info("processors may sleep in the middle of a handoff: this process may not ask for anything else", "cause", err)
+		}
+		undo = append(undo, n.awake.Close)
 	}
 	for _, s := range n.services {
 		s.step(member.Start{})
@@ -356,8 +364,17 @@ func (n *Node) readTunnel(t *rawip.Tunnel) {
 	}
 }
 
+// awakeTime is how long processors stay awake after the last handoff has begun here: some
+// times as long as one takes.
+const awakeTime = 20 * time.Millisecond
+
 // toPeers sends messages to other nodes, together what goes to the same one.
 func (n *Node) toPeers(all []member.ToPeer) {
+	for _, p := range all {
+		if p.Message.Kind == member.Prepare || p.Message.Kind == member.Prepared {
+			n.awake.For(awakeTime)
+		}
+	}
 	for len(all) > 0 {
 		to := all[0].To
 		var frames [][]byte

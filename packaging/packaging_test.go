@@ -47,8 +47,10 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-// The units differ in their role, configuration and state, and in nothing else.
+// The units differ in their role, configuration and state, and in a device that the
+// node's has, and in nothing else.
 func TestUnitsAlike(t *testing.T) {
+	const awake = "# Processors stay awake during handoffs: root's alone, unless dsco.rules is installed.\nDeviceAllow=/dev/cpu_dma_latency w\n"
 	var first string
 	for _, u := range []struct{ role, description, config, state string }{
 		{"node", "server node", "dsco", "dsco"},
@@ -60,6 +62,9 @@ func TestUnitsAlike(t *testing.T) {
 			t.Fatal(err)
 		}
 		text := string(b)
+		if u.role == "node" {
+			text = strings.Replace(text, awake, "", 1)
+		}
 		for _, line := range []string{
 			"Description=Distributed Servers: " + u.description,
 			"Documentation=man:dsco-" + u.role + "(8)",

@@ -66,6 +66,10 @@ type Node struct {
 	// Default true.
 	KernelTunnels *bool `toml:"kernel_tunnels"`
 
+	// StayAwake keeps the processors from sleeping while clients are handed off, if
+	// the daemon may ask for it. Default true.
+	StayAwake *bool `toml:"stay_awake"`
+
 	// Peers are the other nodes' names and their Addresses.
 	Peers map[string]netip.Addr `toml:"peers"`
 }

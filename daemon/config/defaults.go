@@ -31,6 +31,7 @@ func (n *Node) setDefaults() {
 	set(&n.State, "/var/lib/dsco")
 	set(&n.Queue, 7846)
 	on(&n.KernelTunnels)
+	on(&n.StayAwake)
 }
 
 func (s *Server) setDefaults() {

@@ -42,7 +42,7 @@ func (m *Member) pass(h *handoff) {
 	o := Owner{Name: h.to, Epoch: h.c.later(1)}
 	switch {
 	case m.IsContact():
-		m.passed(m.cfg.Name, o.Name, Owned{Client: h.c.addr, Epoch: o.Epoch})
+		m.passed(m.cfg.Name, o.Name, Owned{Client: h.c.addr, Epoch: o.Epoch}, false)
 	case m.clients[h.c.addr] == nil: // and it has not come back
 		if len(m.onward) == 0 {
 			m.timers.Set(passing{}, m.now+passingTime)
@@ -61,6 +61,12 @@ func (m *Member) tellPassed() {
 	}
 	clear(m.onward)
 	for _, name := range slices.Sorted(maps.Keys(to)) {
+		if m.IsContact() {
+			for _, o := range to[name] {
+				m.passed(m.cfg.Name, name, o, true)
+			}
+			continue
+		}
 		for some := range slices.Chunk(to[name], MaxOwners) {
 			m.toPeer(m.contact.Name, &Message{Kind: Owners, Given: some, To: name})
 		}
@@ -68,10 +74,12 @@ func (m *Member) tellPassed() {
 }
 
 // passed is, at the contact, that a client is another member's, which may not have a
-// connection to say so itself.
-func (m *Member) passed(from, to string, o Owned) {
+// connection to say so itself. Who has not told everything yet may tell of one that is
+// not known here; later it is not known because it has gone.
+func (m *Member) passed(from, to string, o Owned, anew bool) {
 	was, known := m.owners[o.Client]
-	if _, is := m.cfg.Nodes[to]; is && known && was.Name == from && (o.Epoch == 0 || o.Epoch > was.Epoch) {
+	later := known && was.Name == from && (o.Epoch == 0 || o.Epoch > was.Epoch)
+	if _, is := m.cfg.Nodes[to]; is && (later || !known && anew) {
 		m.setOwner(o.Client, Owner{Name: to, Epoch: max(was.Epoch+1, o.Epoch)})
 	}
 }

@@ -54,6 +54,43 @@ func TestPassedByAnApplicationThatEnds(t *testing.T) {
 	w.expect("a", 0, ack, "c")
 }
 
+// A new contact has heard all of the target before that had the client, and of the
+// donor afterwards, which tells of it at once; so does one that is the donor itself.
+func TestPassedBeforeTakeover(t *testing.T) {
+	for _, self := range []bool{false, true} {
+		w := begin(t, 1, 1)
+		c, donor := clientAddr(0), "b"
+		if self {
+			donor = "a"
+		} else if a := w.handOff(c, "b"); a.Err != nil {
+			w.fail("%v", a.Err)
+		}
+		w.members["b"].step(Takeover{ID: 1, To: "c"})
+		w.run(time.Second)
+		if !self {
+			w.down("a", "b")
+			w.members["a"].step(Takeover{ID: 1})
+			w.run(10 * time.Millisecond)
+			w.down("a", "c")
+		}
+		w.members[donor].app.handOff(c, "c", 0)
+		w.run(10 * time.Millisecond)
+		if self {
+			w.down("a", "c")
+			w.members["a"].step(Takeover{ID: 1, Force: true})
+		} else {
+			w.reconnected("a", "b")
+		}
+		for _, flags := range []byte{syn, ack} {
+			w.expect("a", 0, flags, "c")
+		}
+		w.reconnected("a", "c")
+		w.run(time.Minute)
+		w.settled()
+		w.certain()
+	}
+}
+
 // The daemon of the contact a is started anew after b has taken over without its
 // knowing. It does not know how late its application's client is, and guesses; that
 // is not held against it.

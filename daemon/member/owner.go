@@ -229,10 +229,11 @@ func (m *Member) tellContact(c *client) {
 	m.toPeer(m.contact.Name, &Message{Kind: Owners, Owners: []Owned{{Client: c.addr, Epoch: c.epoch}}})
 }
 
-// report tells the contact of everything that this member owns, and of what it has
-// given away without knowing whether it is owned there: that is to come here as
-// long as it is not known to be elsewhere.
+// report tells the contact of everything that this member owns, of what others have
+// taken of it of late, and of what it has given away without knowing whether it is
+// owned there: that is to come here as long as it is not known to be elsewhere.
 func (m *Member) report() {
+	m.tellPassed()
 	for _, h := range m.handoffs() {
 		if h.stage == transferring && !h.orphan {
 			m.tellGiven(h)
@@ -300,14 +301,15 @@ func (m *Member) claims(from string, msg *Message) {
 	if len(answer.Owners) > 0 {
 		m.toPeer(from, answer)
 	}
+	told, missing := m.missing[from]
 	for _, o := range msg.Given {
 		if msg.To == "" {
 			m.given(from, o)
 		} else {
-			m.passed(from, msg.To, o)
+			m.passed(from, msg.To, o, missing && !told)
 		}
 	}
-	if _, missing := m.missing[from]; missing && msg.Complete {
+	if missing && msg.Complete {
 		m.missing[from] = true
 		m.mayHaveToldAll(from)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -182,6 +183,7 @@ const strandTime = 30 * time.Second
 // come here until its donor has it back. To hold them for a while is better than
 // to answer them: with a reset.
 func (n *Node) strandLocked(a *arrival) {
+	n.missLocked(a)
 	n.stranded[a.client] = a
 	a.expire = time.AfterFunc(strandTime, func() { n.unstrand(a.client) })
 }
@@ -265,7 +267,7 @@ func (a *arrival) build(n *Node, snapshot []byte) (err error) {
 // activate makes an arrival this application's. It returns the answer.
 func (n *Node) activate(m *api.Message) *api.Message {
 	reply := &api.Message{Kind: api.Activated, ID: m.ID, Client: m.Client}
-	a := n.take(m.ID)
+	a := n.take(m.ID, false)
 	if a == nil {
 		reply.Error = "there is no such handoff"
 		return reply
@@ -316,18 +318,36 @@ func (n *Node) late(m *api.Message) {
 
 // forget drops an arrival that came to nothing.
 func (n *Node) forget(id uint64) {
-	if a := n.take(id); a != nil {
+	if a := n.take(id, true); a != nil {
 		n.drop(a)
 	}
 }
 
-func (n *Node) take(id uint64) *arrival {
+// take takes a handoff out of those that are to be decided. It notes whether it was
+// missed.
+func (n *Node) take(id uint64, missed bool) *arrival {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	a := n.arriving[id]
 	delete(n.arriving, id)
+	switch {
+	case a == nil:
+	case missed:
+		n.missLocked(a)
+	default: // one before counts no more: its donor has had the client again
+		n.missed = slices.DeleteFunc(n.missed, func(o api.Missed) bool { return o == a.key() })
+	}
 	return a
 }
+
+// missLocked remembers an arrival that is not activated, for a daemon that cannot know.
+func (n *Node) missLocked(a *arrival) {
+	if n.missed = append(n.missed, a.key()); len(n.missed) > api.MaxMissed {
+		n.missed = slices.Delete(n.missed, 0, 1)
+	}
+}
+
+func (a *arrival) key() api.Missed { return api.Missed{Client: a.client, From: a.from} }
 
 func (n *Node) drop(a *arrival) {
 	a.target.Discard()

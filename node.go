@@ -85,6 +85,7 @@ type Node struct {
 	doubtful  map[netip.Addr]*handoff // those of leaving that the daemon was lost over
 	arriving  map[uint64]*arrival
 	stranded  map[netip.Addr]*arrival // whose daemon was lost before it could decide
+	missed    []api.Missed            // those of arriving that were not activated, the latest
 }
 
 // Listen accepts TCP connections of clients from their beginning. network is

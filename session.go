@@ -179,12 +179,12 @@ func (n *Node) attachAgain() Session {
 func (n *Node) attachOnce() (a *Attachment, accepts bool, err error) {
 	n.mu.Lock()
 	accepts = n.arrivals != nil
-	except := maps.Clone(n.doubtful)
+	except, missed := maps.Clone(n.doubtful), slices.Clone(n.missed)
 	n.mu.Unlock()
 	n.clients.telling.Lock() // word to the daemon before is out, or lost
 	here := n.clients.resume(except)
 	n.clients.telling.Unlock()
-	hello := &api.Message{AcceptsHandoffs: accepts, HasTUN: true, Resume: here}
+	hello := &api.Message{AcceptsHandoffs: accepts, HasTUN: true, Resume: here, TellsMissed: true, Missed: missed}
 	for _, h := range except {
 		hello.Doubts = append(hello.Doubts, api.Doubt{ID: h.id, Handoff: h.name, Client: h.client, To: h.to})
 	}

@@ -106,6 +106,9 @@ func (r *recorder) step(node string, in member.Input) {
 			r.step(p.To, member.Peer{From: node, Message: m})
 		})
 	}
+	if len(out.Record) > 0 {
+		r.step(node, member.Recorded{})
+	}
 }
 
 func (r *recorder) app(node string, m *api.Message) {
@@ -242,6 +245,12 @@ type live struct {
 func (l *live) step(in member.Input) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for l.stepLocked(in) {
+		in = member.Recorded{}
+	}
+}
+
+func (l *live) stepLocked(in member.Input) (recorded bool) {
 	out := l.m.Step(l.now, in)
 	for _, m := range out.App {
 		l.toApp <- m
@@ -255,6 +264,7 @@ func (l *live) step(in member.Input) {
 			l.t.Errorf("%s is not sent: %v", p.Message.Kind, err)
 		}
 	}
+	return len(out.Record) > 0
 }
 
 func (l *live) Up(name string) {

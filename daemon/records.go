@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -20,7 +21,7 @@ import (
 // nothing waits for the disk.
 type records struct {
 	path  string
-	file  *os.File
+	file  io.WriteCloser
 	lines int
 	torn  bool          // the file may end in the middle of a line, or lack what all has
 	again time.Duration // when to try again, if it is

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -21,6 +22,8 @@ import (
 )
 
 var recordsOf = netip.MustParseAddr("2001:db8:1::1")
+
+func tempState(t *testing.T) state { return state{t.TempDir()} }
 
 func record(id uint64, s member.State) member.Record {
 	return member.Record{From: "a", ID: id, Client: netip.MustParseAddr("2001:db8:c::1"), State: s}
@@ -46,7 +49,7 @@ func TestRecords(t *testing.T) {
 	if info, err := os.Stat(r.path); err != nil || info.Size() > 100*2*minRewrite {
 		t.Errorf("the file has %d octets, %v", info.Size(), err)
 	}
-	if _, err := r.file.WriteString(`{"from":"a","id":77,"cli`); err != nil {
+	if _, err := io.WriteString(r.file, `{"from":"a","id":77,"cli`); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.close(); err != nil {
@@ -91,7 +94,7 @@ func TestRecordsFullDisk(t *testing.T) {
 	if err := r.add([]member.Record{record(1, member.Taken)}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.file.WriteString(`{"from":"a","id":2,"cli`); err != nil { // of what comes next
+	if _, err := io.WriteString(r.file, `{"from":"a","id":2,"cli`); err != nil { // of what comes next
 		t.Fatal(err)
 	}
 	disk, path := r.file, r.path
@@ -134,19 +137,58 @@ func TestRecordsFullDisk(t *testing.T) {
 	}
 }
 
-// A target that has no room for records takes no more clients, until it has.
+// A disk that fails, in each way, at each record of a handoff to this node: what could
+// not be recorded as taken is not taken, what was is known to the daemon that is
+// started after, and no more clients are taken until there is room again.
 func TestTargetFullDisk(t *testing.T) {
-	t.Run("full", func(t *testing.T) { testTargetFullDisk(t, true) })
-	t.Run("room at once", func(t *testing.T) { testTargetFullDisk(t, false) })
+	half := func(b []byte) int { return len(b) / 2 }
+	for _, f := range []struct {
+		name  string
+		err   syscall.Errno
+		takes func(b []byte) int
+	}{
+		{"full", syscall.ENOSPC, func([]byte) int { return 0 }},
+		{"half a line", syscall.ENOSPC, half},
+		{"a line", syscall.ENOSPC, func(b []byte) int { return len(b) }},
+		{"broken", syscall.EIO, func([]byte) int { return 0 }},
+		{"broken in a line", syscall.EIO, half},
+	} {
+		for at, state := range []member.State{member.Taken, member.Activated, member.Forgotten} {
+			for _, full := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s at %s, for long %t", f.name, state, full), func(t *testing.T) {
+					testTargetFullDisk(t, &faultyFile{left: at, err: f.err, takes: f.takes}, state, full)
+				})
+			}
+		}
+	}
 }
 
-func testTargetFullDisk(t *testing.T, full bool) {
-	s := state{t.TempDir()}
+// faultyFile fails when it has been written so often as is left.
+type faultyFile struct {
+	io.WriteCloser
+	left  int
+	err   syscall.Errno
+	takes func(b []byte) int
+}
+
+func (f *faultyFile) Write(b []byte) (int, error) {
+	if f.left--; f.left >= 0 {
+		return f.WriteCloser.Write(b)
+	}
+	n, err := f.WriteCloser.Write(b[:f.takes(b)])
+	return n, errors.Join(err, &fs.PathError{Op: "write", Path: "faulty", Err: f.err})
+}
+
+func testTargetFullDisk(t *testing.T, disk *faultyFile, state member.State, full bool) {
+	s := tempState(t)
 	r, _, err := s.openRecords(recordsOf)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { r.close() }()
+	path := r.path
+	disk.WriteCloser = r.file
+	r.file = disk
 	n := &Node{log: slog.New(slog.DiscardHandler), begin: time.Now(), mesh: new(peer.Mesh)}
 	v := &service{n: n, home: frozenHome.Addr(), member: frozenMember(t, "b"), records: r, timer: time.NewTimer(time.Hour)}
 	v.step(member.Start{})
@@ -161,29 +203,46 @@ func testTargetFullDisk(t *testing.T, full bool) {
 	if !prepared(1, frozenClient) {
 		t.Fatal("refused")
 	}
-	path := r.path
-	r.file.Close()
-	if r.file, err = os.OpenFile("/dev/full", os.O_WRONLY, 0); err != nil {
-		t.Fatal(err)
-	}
 	if full {
-		r.path = filepath.Join(s.dir, "no directory", "x")
+		r.path = filepath.Join(s.dir, "no directory", "x") // nor is there another
 	}
 	v.step(member.Peer{From: "a", Message: &member.Message{Kind: member.Transfer, ID: 1, Client: frozenClient, Epoch: 2, Relayed: true, Snapshot: []byte("snapshot")}})
 	v.step(member.App{Message: &api.Message{Kind: api.Accepted, ID: 1}}) // the first offer
-	if _, ok := v.member.Client(frozenClient); !ok {
-		t.Fatal("the one that had been agreed to is not taken")
+	if _, has := v.member.Client(frozenClient); has != (state > member.Taken) {
+		t.Fatalf("it has the client: %t", has)
 	}
+	v.step(member.App{Message: &api.Message{Kind: api.Activated, ID: 1}})
+	// known is what a daemon that is started now knows of the handoff.
+	known := func(after string) (state member.State) {
+		t.Helper()
+		killed, recs, err := s.openRecords(recordsOf)
+		if err != nil {
+			t.Fatalf("%s: %v", after, err)
+		}
+		killed.close()
+		for _, rec := range recs {
+			if state = rec.State; rec.Client != frozenClient || rec.ID != 1 {
+				t.Errorf("%s: recorded: %v", after, rec)
+			}
+		}
+		return state
+	}
+	if full && state == member.Activated {
+		if got := known("activated"); got != member.Taken && got != member.Activated {
+			t.Errorf("what was taken is %v", got)
+		}
+	}
+	v.step(member.Peer{From: "a", Message: &member.Message{Kind: member.Settled, ID: 1}})
 	told := ""
 	n.events.Watch(t.Context(), api.WatchOptions{}, time.Hour, func(events []api.Event) error {
 		for _, e := range events {
-			if e.Kind == api.EventFault {
+			if e.Kind == api.EventFault && told == "" {
 				told = e.Detail
 			}
 		}
 		return io.EOF
 	})
-	if !strings.Contains(told, "/dev/full: no space left") {
+	if !strings.Contains(told, "faulty: "+disk.err.Error()) {
 		t.Errorf("the fault that is told: %q", told)
 	}
 	other := frozenClient.Next()
@@ -195,10 +254,8 @@ func testTargetFullDisk(t *testing.T, full bool) {
 	if !prepared(3, other) {
 		t.Error("refused although there is room again")
 	}
-	r.close()
-	var recs []member.Record
-	if r, recs, err = s.openRecords(recordsOf); err != nil || len(recs) != 1 || recs[0].Client != frozenClient {
-		t.Errorf("recorded: %v, %v", recs, err)
+	if got := known("settled"); got != 0 && got != member.Forgotten {
+		t.Errorf("what is over is %v", got)
 	}
 }
 

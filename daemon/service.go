@@ -83,16 +83,21 @@ func (s *service) step(in ...member.Input) {
 
 func (s *service) stepLocked(in ...member.Input) {
 	if s.records.mend(s.n.now()) {
-		in = append([]member.Input{member.NoRecords{}}, in...)
+		in = append([]member.Input{member.Recorded{}}, in...)
 	}
 	out := s.member.Step(s.n.now(), in...)
 	if len(out.Record) > 0 {
+		var kept member.Recorded
+		known := s.records.torn
 		if err := s.records.add(out.Record); err != nil {
 			s.records.again = s.n.now() + mendTime // the member hears of the room after the lack of it
-			defer s.stepLocked(member.NoRecords{Why: err.Error()})
-			s.n.log.Error("a handoff is not recorded", "server", s.home, "err", err)
-			s.publish(api.Event{Kind: api.EventFault, Detail: err.Error()})
+			kept.Why = err.Error()
+			if !known {
+				s.n.log.Error("a handoff is not recorded", "server", s.home, "err", err)
+				s.publish(api.Event{Kind: api.EventFault, Detail: err.Error()})
+			}
 		}
+		defer s.stepLocked(kept)
 	}
 	if out.Save != nil {
 		if err := s.n.state.save(s.home, *out.Save); err != nil {

@@ -254,6 +254,9 @@ func (p *process) step(i *item) {
 		p.timer.Reset(max(0, at-c.now()) / speed)
 	}
 	c.happened()
+	if len(out.Record) > 0 {
+		p.step(&item{at: i.at, in: member.Recorded{}})
+	}
 }
 
 func (p *process) tellRelay(out *member.Output) {

@@ -107,6 +107,7 @@ func (m *Message) checkFields() error {
 		checkLen("packets", len(m.Packets), maxElements),
 		checkLen("resume", len(m.Resume), maxElements),
 		checkLen("doubts", len(m.Doubts), maxElements),
+		checkLen("missed", len(m.Missed), MaxMissed),
 		checkConnections(m.Connections),
 	} {
 		if err != nil {
@@ -115,6 +116,14 @@ func (m *Message) checkFields() error {
 	}
 	for _, a := range m.Resume {
 		if err := checkAddr("client to resume", a, true); err != nil {
+			return err
+		}
+	}
+	for _, o := range m.Missed {
+		if err := checkAddr("client that was missed", o.Client, true); err != nil {
+			return err
+		}
+		if err := checkName("node", o.From); err != nil {
 			return err
 		}
 	}

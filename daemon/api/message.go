@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -22,8 +23,10 @@ type Kind uint8
 const (
 	// Hello is the application's first message: Program, AcceptsHandoffs. HasTUN
 	// means that it was attached before, has not ended since and still has the
-	// descriptors; then Resume are the clients that it owns, and Doubts its
-	// handoffs after Transfer of which it has not heard the end: Done will tell. A
+	// descriptors; then Resume are the clients that it owns, Doubts its
+	// handoffs after Transfer of which it has not heard the end: Done will tell. Missed
+	// are the latest offers that it has accepted and was never told to activate; without
+	// TellsMissed (of ds before it had them) none are told. A
 	// later Hello says that AcceptsHandoffs has changed, and is not answered.
 	Hello Kind = iota + 1
 	// Welcome answers it: Config, and with it the descriptors of the TUN unless
@@ -124,6 +127,30 @@ type Message struct {
 	Doubts  []Doubt `cbor:"18,keyasint,omitempty"`
 
 	Packets [][]byte `cbor:"19,keyasint,omitempty"`
+
+	Missed      []Missed `cbor:"20,keyasint,omitempty"`
+	TellsMissed bool     `cbor:"21,keyasint,omitempty"`
+}
+
+// Missed is an offer that an application has accepted, and that came to nothing as far
+// as it has heard.
+type Missed struct {
+	_      struct{} `cbor:",toarray"`
+	Client netip.Addr
+	From   string
+}
+
+// MaxMissed is how many an application tells at most.
+const MaxMissed = 1 << 12
+
+// Got tells, of the Hello of an application that was attached before, whether it was
+// told to activate a client that came from a node. What has become of the client
+// since does not matter.
+func (m *Message) Got(client netip.Addr, from string) bool {
+	if slices.Contains(m.Resume, client) {
+		return true
+	}
+	return m.TellsMissed && !slices.ContainsFunc(m.Missed, func(o Missed) bool { return o.Client == client && o.From == from })
 }
 
 // Doubt is a handoff of which an application has sent Transfer without having heard

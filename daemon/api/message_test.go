@@ -23,7 +23,7 @@ func config() *SessionConfig {
 
 // complete are messages that have just what their kind needs.
 var complete = [kinds]*Message{
-	Hello:         {Program: "test", AcceptsHandoffs: true, HasTUN: true, Resume: []netip.Addr{addr1, addr2}, Doubts: []Doubt{{ID: 1, Handoff: 2, Client: addr1, To: "b"}}},
+	Hello:         {Program: "test", AcceptsHandoffs: true, HasTUN: true, Resume: []netip.Addr{addr1, addr2}, Doubts: []Doubt{{ID: 1, Handoff: 2, Client: addr1, To: "b"}}, TellsMissed: true, Missed: []Missed{{Client: addr2, From: "c"}}},
 	Welcome:       {Config: config()},
 	ConfigChanged: {Config: config()},
 	Owned:         {Client: addr1, Connections: 1},
@@ -112,6 +112,7 @@ func TestBadMessages(t *testing.T) {
 		"zone":                {Kind: Owned, Client: addr1.WithZone("eth0")},
 		"resume nothing":      change(Hello, func(m *Message) { m.Resume = []netip.Addr{{}} }),
 		"doubt of nothing":    change(Hello, func(m *Message) { m.Doubts = []Doubt{{}} }),
+		"missed nobody":       change(Hello, func(m *Message) { m.Missed = []Missed{{From: "c"}} }),
 		"resume IPv4":         change(Hello, func(m *Message) { m.Resume = []netip.Addr{v4} }),
 		"care-of IPv4":        change(Done, func(m *Message) { m.CareOf = v4 }),
 		"long node":           change(Asked, func(m *Message) { m.To = strings.Repeat("x", 254) }),

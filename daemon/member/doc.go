@@ -68,7 +68,9 @@
 // on. What has to be known afterwards the application tells with its Hello: what
 // it owns, and which handoffs it is in doubt about. The exception is what a target
 // has taken: the client may have gone on, or away, before its donor asks. So that
-// is recorded (record.go) until the donor's application is known to know. A
+// is recorded (record.go) before anybody hears of it, or else refused, and until the
+// donor's application is known to know. That the target's was told to activate the
+// client it knows itself, and says so, whether it still has it or not. A
 // member that was started anew does not know the epochs of its clients either;
 // the contact tells those that will do.
 //

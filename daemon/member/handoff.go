@@ -303,7 +303,7 @@ func (m *Member) lostPeer(name string) {
 		}
 	}
 	for _, o := range m.arrivals() {
-		if o.key.from == name && o.stage < activating {
+		if o.key.from == name && o.stage < taking {
 			m.drop(o)
 		}
 	}
@@ -334,7 +334,7 @@ func (m *Member) abandonHandoffs(lost bool) {
 	for _, o := range m.arrivals() {
 		switch {
 		case o.stage < activating:
-			m.refuse(o, "its application has gone")
+			m.refuse(o, "its application has gone") // one that is being taken, too: it was not told
 		case lost:
 			m.complete(o) // the client is this node's, although its connections are lost
 		}

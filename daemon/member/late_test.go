@@ -42,7 +42,10 @@ func TestLate(t *testing.T) {
 		}
 		offer := out.App[0].ID
 		late("offered", offer)
-		m.Step(0, App{&api.Message{Kind: api.Accepted, ID: offer, Error: refuse}})
+		if out := m.Step(0, App{&api.Message{Kind: api.Accepted, ID: offer, Error: refuse}}); len(out.Record) > 0 {
+			late("being taken", offer)
+			m.Step(0, Recorded{})
+		}
 		if refuse != "" {
 			late("refused")
 			continue

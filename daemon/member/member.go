@@ -174,7 +174,7 @@ func (Tick) input()          {}
 // kept.
 type Output struct {
 	// Save and Record are to be kept across restarts, before anything else is
-	// done. If Record cannot be, [NoRecords] is the next input.
+	// done. If there is Record, [Recorded] is the next input.
 	Save   *Contact
 	Record []Record
 
@@ -297,7 +297,8 @@ type Member struct {
 	onward    map[netip.Addr]Owner  // clients that others have taken, which the contact is to hear
 	timers    deadline.Queue[any]   // of *handoff, *offer, *takeover, *job, *errand and others
 	records   records
-	noRecords string // why they cannot be kept
+	waiting   []*offer // for what was recorded of them to be kept
+	noRecords string   // why it could not be
 
 	draining   bool // this member takes no clients
 	job        *job // nil: none is under way
@@ -432,8 +433,8 @@ func (m *Member) input(in Input) {
 		m.deleteBinding(in.Client)
 	case SetNodes:
 		m.setNodes(in.Nodes)
-	case NoRecords:
-		m.noRecords = in.Why
+	case Recorded:
+		m.recorded(in.Why)
 	case Tick:
 	}
 	m.due()

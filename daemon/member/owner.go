@@ -88,7 +88,11 @@ func (m *Member) hello(msg *api.Message) {
 	for _, a := range msg.Resume {
 		m.own(a, 1, 0)
 	}
-	m.recall(msg.Resume, !msg.HasTUN)
+	if msg.HasTUN {
+		m.recall(msg)
+	} else {
+		m.recall(nil)
+	}
 	for _, d := range msg.Doubts {
 		m.doubt(d)
 	}
@@ -128,7 +132,7 @@ func (m *Member) appGone(lost bool) {
 	m.forgetNewcomer()
 	if !m.attached {
 		if lost {
-			m.recall(nil, true)
+			m.recall(nil)
 		}
 		if lost && m.awaiting {
 			m.awaiting = false

@@ -15,8 +15,12 @@ import (
 // away may ask for the outcome long after, when its connection or its daemon is back, and the
 // client may have gone on or gone away meanwhile: to say then that it never came
 // would set free the donor's copy. So every handoff that is taken is recorded,
-// before the application hears of it, until the donor's application is known to
-// know (Settled). A handoff that is not recorded was not taken and never will be.
+// before anybody hears of it, until the donor's application is known to
+// know (Settled). A handoff that is not recorded was not taken and never will be: if
+// that cannot be written, it is refused.
+//
+// Whether its application then heard of it, that knows itself, as long as it lives.
+// So the later changes may fail to be written, and what was said still stands.
 
 // Record is a change of what is remembered of a handoff to this member.
 type Record struct {
@@ -31,8 +35,8 @@ type State uint8
 
 const (
 	// Taken: the application has rebuilt the connections, and is being told that
-	// they are its own. If the
-	// daemon ends now, the application knows whether it has the client.
+	// they are its own. If the daemon ends now, the application knows whether it has
+	// had the client.
 	Taken State = iota + 1
 	// Activated: the application has the client, or had it.
 	Activated
@@ -101,12 +105,30 @@ func (r *records) oldest() (Record, bool) {
 	return Record{}, false
 }
 
-// NoRecords tells a member that records cannot be kept, and why, or with "" that they
-// can be again. Meanwhile it takes no clients of others: what it had taken it might
-// not know of after a restart.
-type NoRecords struct{ Why string }
+// Recorded tells a member whether what it recorded is kept, and is the next input after
+// [Output].Record: Why says why it is not, "" that it is. When there is room again it
+// comes once more. Until then no clients of other members are let come.
+type Recorded struct{ Why string }
 
-func (NoRecords) input() {}
+func (Recorded) input() {}
+
+// recorded takes the clients that were to be recorded first, or refuses them.
+func (m *Member) recorded(why string) {
+	m.noRecords = why
+	waiting := m.waiting
+	m.waiting = nil
+	for _, o := range waiting {
+		switch {
+		case m.incoming[o.key] != o: // it has come to nothing meanwhile
+		case why == "":
+			m.taken(o)
+		default:
+			m.refuse(o, m.cannotRecord())
+		}
+	}
+}
+
+func (m *Member) cannotRecord() string { return "it cannot record handoffs: " + m.noRecords }
 
 // record remembers.
 func (m *Member) record(rec Record) {
@@ -139,17 +161,17 @@ func (k handoffKey) record(client netip.Addr, s State) Record {
 	return Record{From: k.from, ID: k.id, Client: client, State: s}
 }
 
-// recall decides what was taken but perhaps not activated, now that the
-// application is back, and has told what it owns, or is known to be lost. A
-// lost one may have had the client, and may have sent for it.
-func (m *Member) recall(resume []netip.Addr, lost bool) {
+// recall decides what was taken but perhaps not activated, now that the application
+// is back and has said what it got, or, without hello, is known to be lost. A lost one
+// may have had the client, and may have sent for it.
+func (m *Member) recall(hello *api.Message) {
 	for _, rec := range m.remembered() {
 		if rec.State != Taken {
 			continue
 		}
 		key := handoffKey{rec.From, rec.ID}
 		o := m.incoming[key]
-		switch has := lost || slices.Contains(resume, rec.Client); {
+		switch has := hello == nil || hello.Got(rec.Client, rec.From); {
 		case has && o != nil:
 			m.complete(o)
 		case has:

@@ -38,7 +38,9 @@ func (h *host) restart() {
 // detached calls off what can be called off.
 func (a *app) detached() {
 	a.session++
-	clear(a.offered)
+	for _, id := range slices.Sorted(maps.Keys(a.offered)) {
+		a.miss(id)
+	}
 	for _, id := range slices.Sorted(maps.Keys(a.moving)) {
 		if mv := a.moving[id]; !mv.given {
 			a.thaw(mv.client)

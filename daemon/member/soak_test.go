@@ -24,18 +24,18 @@ const soakRun = 500
 type soak struct {
 	begun, moved, failed           int // handoffs; an application that ends never hears
 	restarts, breaks, crashes, end int // of daemons, connections, applications; clients that have ended with theirs
-	takeovers                      int
+	takeovers, full                int // disks that were full for a while
 }
 
 func (s *soak) String() string {
-	return fmt.Sprintf("%d handoffs: %d moved, %d failed, %d whose application has ended; %d daemons and %d applications were started anew, %d connections broke, %d takeovers; %d clients lost theirs with an application",
-		s.begun, s.moved, s.failed, s.begun-s.moved-s.failed, s.restarts, s.crashes, s.breaks, s.takeovers, s.end)
+	return fmt.Sprintf("%d handoffs: %d moved, %d failed, %d whose application has ended; %d daemons and %d applications were started anew, %d connections broke, %d disks were full, %d takeovers; %d clients lost theirs with an application",
+		s.begun, s.moved, s.failed, s.begun-s.moved-s.failed, s.restarts, s.crashes, s.breaks, s.full, s.takeovers, s.end)
 }
 
 // Clients are handed to random nodes, several at a time and called off now and
 // then, while whatever can end does: connections between daemons, daemons (which
-// have their records), applications (whose clients may end, no others); and nodes
-// take over as the contact. No two applications may ever send for a client, what a
+// have their records, unless their disks are full), applications (whose clients may end, no others);
+// and nodes take over as the contact. No two applications may ever send for a client, what a
 // client sends through the contact never comes to one that would reset it, and each
 // run ends with every client served by one node, known to everybody who ought to
 // know, and with no handoff in doubt.
@@ -68,7 +68,7 @@ func TestSoak(t *testing.T) {
 		}
 	}
 	t.Logf("seeds %d to %d, %v: %s", first, seed-1, time.Since(begin).Round(time.Millisecond), &all)
-	if *soakSeed == 0 && (all.moved == 0 || all.failed == 0 || all.restarts == 0 || all.breaks == 0 || all.crashes == 0 || all.end == 0 || all.takeovers == 0) {
+	if *soakSeed == 0 && (all.moved == 0 || all.failed == 0 || all.restarts == 0 || all.breaks == 0 || all.crashes == 0 || all.end == 0 || all.takeovers == 0 || all.full == 0) {
 		t.Error("something did not happen")
 	}
 }
@@ -119,13 +119,37 @@ func soakSeeded(t *testing.T, seed uint64, all *soak) {
 					w.lose(h.app)
 					h.crash()
 				}
+			case 6:
+				if w.rand.IntN(4) == 0 {
+					all.full++
+					h.fill()
+				}
+			case 7, 8, 9:
+				h.room()
 			}
 			w.oneOwner()
+		}
+		for _, n := range names {
+			w.members[n].room()
 		}
 		w.run(25 * time.Minute)
 		all.end += w.reconnect()
 		w.settled()
 		w.certain()
+	}
+}
+
+// fill fills a disk: of what is written next it takes a part, or all, and says that it
+// has not.
+func (h *host) fill() {
+	h.disk = func(recs []Record) (int, string) { return h.w.rand.IntN(len(recs) + 1), noRoom }
+}
+
+// room is that it has room again.
+func (h *host) room() {
+	if h.disk != nil {
+		h.disk, h.kept = nil, slices.Clone(h.all)
+		h.step(Recorded{})
 	}
 }
 
@@ -136,8 +160,8 @@ func (w *world) lose(a *app) {
 			w.mayEnd[c] = true
 		}
 	}
-	for _, c := range a.offered {
-		w.mayEnd[c] = true
+	for _, o := range a.offered {
+		w.mayEnd[o.Client] = true
 	}
 	for c, d := range a.left { // of those, too, whose packets it still sends on, until the contact has heard
 		if w.now < d.until-forwardTime+time.Second {

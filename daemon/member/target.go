@@ -11,12 +11,12 @@ import (
 
 // offer is a handoff of which this member is the target.
 //
-//	        the client's        Transfer            accepted by
-//	        answers, or none                    the application
-//	proving ─────────────► ready ────────► offering ────────► activating
-//	   │                     │                │                   │
-//	   └─────────────────────┴───► (end) ◄────┴───────────────────┘
-//	            refused, late, asked, called off         activated
+//	        the client's        Transfer         accepted by        recorded
+//	        answers, or none                 the application
+//	proving ─────────────► ready ───────► offering ───────► taking ───────► activating
+//	   │                     │               │                 │                │
+//	   └─────────────────────┴───► (end) ◄───┴─────────────────┴────────────────┘
+//	            refused, late, asked, called off, not recorded        activated
 type offer struct {
 	key     handoffKey
 	id      uint64 // towards the application
@@ -39,6 +39,7 @@ const (
 	proving offerStage = iota
 	ready
 	offering
+	taking // until the next input, which tells whether that is recorded
 	activating
 )
 
@@ -59,7 +60,7 @@ func (m *Member) asTarget(from string, msg *Message) {
 		})
 	case (msg.Kind == Transfer || msg.Kind == Query) && (o == nil || o.stage < activating):
 		m.judge(key, o)
-	case msg.Kind == Late && o != nil && o.stage == offering && o.client == msg.Client:
+	case msg.Kind == Late && o != nil && (o.stage == offering || o.stage == taking) && o.client == msg.Client:
 		m.toApp(&api.Message{Kind: api.Late, ID: o.id, Client: msg.Client, Packets: msg.Packets})
 	case msg.Kind == Late && m.records.of[key].Client == msg.Client && m.clients[msg.Client] != nil:
 		m.toApp(&api.Message{Kind: api.Late, Client: msg.Client, Packets: msg.Packets})
@@ -80,7 +81,7 @@ func (m *Member) consider(key handoffKey, msg *Message) {
 		refuse("it is being drained")
 		return
 	case m.noRecords != "":
-		refuse("it cannot record handoffs: " + m.noRecords)
+		refuse(m.cannotRecord())
 		return
 	case m.clients[msg.Client] != nil:
 		refuse("it has connections of this client itself")
@@ -128,12 +129,17 @@ func (m *Member) offered(msg *api.Message) {
 	}
 }
 
-// take makes the client this member's. The Binding Update goes out before the
-// application sends.
+// take decides that the client is to be this member's, if that can be recorded.
 func (m *Member) take(o *offer) {
-	o.stage = activating
-	m.record(o.key.record(o.client, Taken))
+	o.stage = taking
 	m.timers.Remove(o)
+	m.record(o.key.record(o.client, Taken))
+	m.waiting = append(m.waiting, o)
+}
+
+// taken makes it so. The Binding Update goes out before the application sends.
+func (m *Member) taken(o *offer) {
+	o.stage = activating
 	c := &client{addr: o.client, epoch: o.epoch, since: m.now, connections: max(1, o.conns)}
 	m.enter(c)
 	if o.relayed {
@@ -190,7 +196,10 @@ func (m *Member) refuse(o *offer, why string) {
 }
 
 func (m *Member) drop(o *offer) {
-	if o.stage == offering {
+	if o.stage == taking {
+		m.record(o.key.record(o.client, Forgotten))
+	}
+	if o.stage == offering || o.stage == taking {
 		m.toApp(&api.Message{Kind: api.Forget, ID: o.id, Client: o.client})
 	}
 	if m.clients[o.client] == nil && !o.relayed {

@@ -94,6 +94,9 @@ type host struct {
 	app   *app
 	saved Contact
 	kept  []Record
+	all   []Record                              // kept, and what could not be
+	disk  func([]Record) (kept int, why string) // nil: it keeps all
+	mute  bool                                  // the daemon has been killed, and is about to be started anew
 
 	answers map[uint64]Answer
 	reports map[uint64][]Report
@@ -109,7 +112,8 @@ type app struct {
 	bound   map[netip.Addr]bool
 	lastID  uint64
 	moving  map[uint64]move
-	offered map[uint64]netip.Addr
+	offered map[uint64]api.Missed
+	missed  []api.Missed
 	ended   map[netip.Addr]string // how the last handoff of a client has ended; "" is well
 	left    map[netip.Addr]departure
 	late    int      // packets that came in handoffs
@@ -197,7 +201,8 @@ func (h *host) boot() {
 	if err != nil {
 		h.w.t.Fatal(err)
 	}
-	h.relay = nil
+	h.mute = false
+	h.relay, h.all = nil, slices.Clone(h.kept)
 	h.step(Start{})
 	if h.app == nil {
 		h.step(AppGone{Lost: true})
@@ -210,12 +215,12 @@ func (h *host) attach() {
 	if a == nil {
 		a = &app{
 			h: h, live: make(map[netip.Addr]bool), frozen: make(map[netip.Addr]bool), bound: make(map[netip.Addr]bool),
-			moving: make(map[uint64]move), offered: make(map[uint64]netip.Addr), ended: make(map[netip.Addr]string),
+			moving: make(map[uint64]move), offered: make(map[uint64]api.Missed), ended: make(map[netip.Addr]string),
 			left: make(map[netip.Addr]departure),
 		}
 		h.app = a
 	}
-	hello := &api.Message{Kind: api.Hello, Program: "test", AcceptsHandoffs: true, HasTUN: a.session > 0, Doubts: a.doubts()}
+	hello := &api.Message{Kind: api.Hello, Program: "test", AcceptsHandoffs: true, HasTUN: a.session > 0, Doubts: a.doubts(), TellsMissed: true, Missed: slices.Clone(a.missed)}
 	if a.session%2 == 0 {
 		a.session++
 	}
@@ -309,7 +314,10 @@ func (h *host) step(in Input) {
 	if out.Save != nil {
 		h.saved = *out.Save
 	}
-	h.kept = append(h.kept, slices.Clone(out.Record)...)
+	kept := h.keep(out.Record)
+	if h.mute {
+		return
+	}
 	for _, p := range out.Send {
 		w.route(p)
 	}
@@ -362,6 +370,26 @@ func (h *host) step(in Input) {
 	for _, r := range out.Reports {
 		h.reports[r.ID] = append(h.reports[r.ID], r)
 	}
+	if kept != nil {
+		h.step(*kept)
+	}
+}
+
+// keep is what becomes of records, nil if there are none: those that the disk does not
+// take are written with the next that it does.
+func (h *host) keep(recs []Record) *Recorded {
+	if len(recs) == 0 {
+		return nil
+	}
+	h.all = append(h.all, recs...)
+	n, why := len(recs), ""
+	if h.disk != nil {
+		n, why = h.disk(recs)
+	}
+	if h.kept = append(h.kept, recs[:n]...); why == "" && len(h.kept) < len(h.all) {
+		h.kept = slices.Clone(h.all)
+	}
+	return &Recorded{Why: why}
 }
 
 // route brings a packet to where it goes.
@@ -507,13 +535,14 @@ func (a *app) receive(m *api.Message) {
 			w.fail("%s is offered %q for %s", a.h.name, m.Snapshot, m.Client)
 		}
 		if a.refuses == "" {
-			a.offered[m.ID] = m.Client
+			a.offered[m.ID] = api.Missed{Client: m.Client, From: m.From}
 		}
 		a.send(&api.Message{Kind: api.Accepted, ID: m.ID, Error: a.refuses})
 	case api.Activate:
-		if a.offered[m.ID] != m.Client {
+		if a.offered[m.ID].Client != m.Client {
 			w.fail("%s is to activate %s, which it has not", a.h.name, m.Client)
 		}
+		a.missed = slices.DeleteFunc(a.missed, func(o api.Missed) bool { return o == a.offered[m.ID] })
 		delete(a.offered, m.ID)
 		if m.Optimised {
 			a.bound[m.Client] = true
@@ -522,7 +551,7 @@ func (a *app) receive(m *api.Message) {
 		w.oneOwner()
 		a.send(&api.Message{Kind: api.Activated, ID: m.ID})
 	case api.Forget:
-		delete(a.offered, m.ID)
+		a.miss(m.ID)
 	}
 }
 
@@ -540,6 +569,14 @@ func (a *app) done(m *api.Message) {
 	}
 	if m.Error == "" {
 		a.send(&api.Message{Kind: api.Settled, ID: m.ID})
+	}
+}
+
+// miss is that an offer comes to nothing.
+func (a *app) miss(id uint64) {
+	if o, offered := a.offered[id]; offered {
+		a.missed = append(a.missed, o)
+		delete(a.offered, id)
 	}
 }
 

@@ -45,6 +45,9 @@
 #ifndef LATES
 #define LATES 2		/* timeouts, and handoffs that the application calls off */
 #endif
+#ifndef FULLS
+#define FULLS 0		/* records that cannot be written */
+#endif
 #ifndef CONTACT
 #define CONTACT N	/* the node that is the contact; N: there is none, and no epochs */
 #endif
@@ -63,7 +66,7 @@ mtype:kind = {
 mtype:conns = { live, frozen };	/* what an application has of the client */
 
 /* How far a handoff is for the donor (handoff.go) and for the target (target.go);
- * what the target's daemon has recorded of it. */
+ * what the target's daemon remembers of it. */
 mtype:stage = { preparing, prepared, transferring, told };
 mtype:offer = { ready, offering, activating };
 mtype:record = { taken, activated };
@@ -79,6 +82,7 @@ byte moving[N];			/* the handoff of which it is the donor */
 mtype:stage phase[N];		/* preparing, transferring */
 byte arriving[N];		/* the handoff of which it is the target: it has the client, silent */
 bit alive[N];			/* it was attached, and has not ended since */
+bit missed[N*N];		/* of another node it has accepted the client and not got it, the last time */
 
 /* Of members. */
 bit owns[N];			/* Member.clients has the client */
@@ -87,7 +91,8 @@ mtype:stage out[H+1];		/* Member.outgoing, at the donor */
 bit orphan[H+1];		/* whose application has ended */
 byte incoming[N];		/* Member.incoming, at the target: the handoff */
 mtype:offer stage[N];		/* and how far it is */
-mtype:record record[H+1];	/* Member.taken, at the target; outlives the daemon */
+mtype:record record[H+1];	/* Member.records, at the target */
+mtype:record disk[H+1];		/* what outlives the daemon */
 bit up[N*N];			/* Member.up */
 
 /* Epochs, and what the contact knows (owner.go). */
@@ -106,13 +111,13 @@ chan toMember[N] = [ROOM] of { mtype:kind, byte, bit };
 chan toApp[N] = [ROOM] of { mtype:kind, byte, bit };
 
 /* What has happened so far. */
-byte breaks, restarts, crashes, lates;
+byte breaks, restarts, crashes, lates, fulls;
 bit lost;			/* an application has ended that had the client */
 bit wentLive[H+1], failed[H+1];	/* how handoffs were decided */
 
 /* Of a single step. */
 hidden byte h, i, m, granted;
-hidden byte e, found;
+hidden byte e, found, kept;
 hidden mtype:kind k;
 
 /* ── Messages ──────────────────────────────────────────────────────────── */
@@ -218,9 +223,9 @@ inline fromMember(n) {
 #ifndef LIVE_AT_OFFER
 		assert(arriving[n] == h && app[n] == none);
 #endif
-		arriving[n] = 0; succeeds(h); goesLive(n);
+		arriving[n] = 0; missed[link(n, from[h])] = 0; succeeds(h); goesLive(n);
 		sendMember(n, Activated, h, 0)
-	:: k == Forget && arriving[n] == h -> arriving[n] = 0
+	:: k == Forget && arriving[n] == h -> arriving[n] = 0; missed[link(n, from[h])] = 1
 	:: else
 	fi
 }
@@ -229,12 +234,23 @@ inline fromMember(n) {
 
 #define early(id) (out[id] == preparing || out[id] == prepared)
 
+/* remember is what is recorded. It may not come to the disk; or it does, and the
+ * daemon is told that it has not. */
+inline remember(id, what) {
+	record[id] = what;
+	if
+	:: disk[id] = what; kept = 1
+	:: fulls < FULLS -> fulls++; kept = 0
+	:: fulls < FULLS -> fulls++; disk[id] = what; kept = 0
+	fi
+}
+
 /* survived decides what was taken before this daemon was started, now that it is
  * known whether the application that was there has activated it. */
 inline survived(n, has) {
 	if
-	:: has -> record[h] = activated; sendPeer(n, from[h], Done, h, 0)
-	:: else -> record[h] = none; sendPeer(n, from[h], Done, h, 1)
+	:: has -> remember(h, activated); sendPeer(n, from[h], Done, h, 0)
+	:: else -> remember(h, none); sendPeer(n, from[h], Done, h, 1)
 	fi
 }
 
@@ -321,7 +337,11 @@ inline hello(n, before) {
 			sendPeer(n, to[h], Query, h, 0)
 #endif
 		:: to[h] == n && from[h] != n && record[h] == taken && incoming[n] != h ->
+#ifdef MISSED_UNTOLD
 			survived(n, !before || found)
+#else
+			survived(n, !before || found || !missed[link(n, from[h])])
+#endif
 		:: else
 		fi
 	}
@@ -341,17 +361,24 @@ inline refuse(n) {
 }
 
 inline take(n) {
-	stage[n] = activating;
-	record[h] = taken;
-	owns[n] = 1; idle[n] = 0;
+	remember(h, taken);
 	lost = lost || session[n] == applicationEnded; /* and it is not known here yet */
-	epoch[n] = epochThere[h];
-	tellContact(n);
-	sendApp(n, Activate, h, 0)
+#ifdef TAKE_UNRECORDED
+	kept = 1;
+#endif
+	if
+	:: kept ->
+		stage[n] = activating;
+		owns[n] = 1; idle[n] = 0;
+		epoch[n] = epochThere[h];
+		tellContact(n);
+		sendApp(n, Activate, h, 0)
+	:: else -> remember(h, none); refuse(n)
+	fi
 }
 
 inline complete(n) {
-	record[incoming[n]] = activated;
+	remember(incoming[n], activated);
 	sendPeer(n, from[incoming[n]], Done, incoming[n], 0);
 	incoming[n] = 0; stage[n] = none
 }
@@ -486,7 +513,7 @@ inline fromPeer(n, p) {
 		fi
 	:: k == Query && !(incoming[n] == h && stage[n] == activating) -> judge(n)
 	:: k == Abort && incoming[n] == h && stage[n] != activating -> drop(n)
-	:: k == Settled -> record[h] = none
+	:: k == Settled -> remember(h, none)
 	/* as contact, and from it */
 	:: k == Owners -> claims(n, p)
 	:: k == Gone -> forget(p, h)
@@ -556,9 +583,10 @@ inline restart(n) {
 		if
 		:: from[h] == n && to[h] != n -> out[h] = none; orphan[h] = 0; epochThere[h] = 0
 #ifdef NO_RECORDS
-		:: to[h] == n && from[h] != n -> record[h] = none
+		:: to[h] == n && from[h] != n -> record[h] = none; disk[h] = none
 #else
-		:: to[h] == n && from[h] != n && record[h] == taken && !alive[n] -> record[h] = activated
+		:: to[h] == n && from[h] != n && disk[h] == taken && !alive[n] -> remember(h, activated)
+		:: to[h] == n && from[h] != n && !(disk[h] == taken && !alive[n]) -> record[h] = disk[h]
 #endif
 		:: else
 		fi
@@ -607,7 +635,10 @@ end:	do
 		session[n] == daemonEnded ->
 		drain(toApp[n]);
 		session[n] = none;
-		arriving[n] = 0; /* no word to activate it has come, and none will */
+		if
+		:: arriving[n] -> missed[link(n, from[arriving[n]])] = 1; arriving[n] = 0 /* no word to activate it has come, and none will */
+		:: else
+		fi;
 		if
 		:: moving[n] && phase[n] == preparing -> thaw(n)
 		:: else
@@ -621,7 +652,10 @@ end:	do
 		alive[n] = 0;
 		lost = lost || app[n] != none;
 		for (i : 1 .. H) {
-			lost = lost || to[i] == n && record[i] == taken
+			lost = lost || to[i] == n && (record[i] == taken || disk[i] == taken)
+		}
+		for (i : 0 .. N-1) {
+			missed[link(n, i)] = 0
 		}
 		app[n] = none; moving[n] = 0; phase[n] = none; arriving[n] = 0;
 		drain(toApp[n]);

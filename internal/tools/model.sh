@@ -37,6 +37,7 @@ while read -r flags; do
 	printf 'model: %s: no error in %s states\n' "$flags" "$(awk '/states, stored/ { print $1 }' out)"
 done <<'EOS'
 -DN=2 -DH=2 -DLATES=1
+-DN=2 -DH=2 -DLATES=0 -DFULLS=1
 -DN=3 -DH=2 -DFAULTY=2 -DCRASHES=0 -DLATES=0
 -DN=2 -DH=2 -DCONTACT=0 -DLATES=0
 -DN=2 -DH=2 -DCONTACT=1 -DLATES=0
@@ -58,6 +59,8 @@ FORGET_ACTIVATED -DH=1
 NO_QUERY -DH=1
 NO_DOUBTS -DH=1
 NO_RECORDS -DH=1
+TAKE_UNRECORDED -DH=1 -DFULLS=1
+MISSED_UNTOLD -DH=2 -DLATES=0 -DFULLS=1
 SETTLE_AT_ONCE -DH=1
 GUESS_EPOCH -DH=1 -DCONTACT=0
 EOS

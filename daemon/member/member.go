@@ -238,6 +238,7 @@ type client struct {
 	since       time.Duration
 	connections int
 	bound       bool     // the application sends by its binding
+	arriving    bool     // it is about to be told that it has the client, and about that
 	relayed     bool     // it is known not to do route optimisation
 	out         *handoff // on its way to another member
 }

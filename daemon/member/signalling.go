@@ -109,7 +109,9 @@ func (m *Member) heard(e node.Event) {
 	case node.Bound:
 		if c != nil && !c.bound {
 			c.bound = true
-			m.toApp(&api.Message{Kind: api.Bound, Client: e.Client})
+			if !c.arriving {
+				m.toApp(&api.Message{Kind: api.Bound, Client: e.Client})
+			}
 			m.event(api.EventBound, e.Client, "", "")
 		}
 	case node.Unsupported:

@@ -140,7 +140,7 @@ func (m *Member) take(o *offer) {
 // taken makes it so. The Binding Update goes out before the application sends.
 func (m *Member) taken(o *offer) {
 	o.stage = activating
-	c := &client{addr: o.client, epoch: o.epoch, since: m.now, connections: max(1, o.conns)}
+	c := &client{addr: o.client, epoch: o.epoch, since: m.now, connections: max(1, o.conns), arriving: true}
 	m.enter(c)
 	if o.relayed {
 		m.setRelayed(c)
@@ -148,6 +148,7 @@ func (m *Member) taken(o *offer) {
 		m.mobile(node.Bind{Client: c.addr, Grant: o.grant.after(m.now - o.given).grant()})
 	}
 	m.event(api.EventTakenOver, c.addr, o.key.from, "")
+	c.arriving = false
 	m.toApp(&api.Message{Kind: api.Activate, ID: o.id, Client: c.addr, Optimised: c.bound})
 	if o.untold = c.bound; !o.untold {
 		m.tellContact(c)

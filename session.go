@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"time"
 
@@ -72,20 +73,25 @@ func (n *Node) run(s Session) {
 
 func (n *Node) receive(s Session) error {
 	var replies []*api.Message // to messages that have come together
+	live := false              // some of which are that a client has gone live
 	for {
 		m, err := s.Receive()
 		if err == nil {
 			if r := n.dispatch(s, m); r != nil {
 				replies = append(replies, r)
+				live = live || r.Kind == api.Activated
 			}
 			if len(replies) < maxReplies && s.Ready() {
 				continue
 			}
 		}
 		if len(replies) > 0 {
+			if live { // clients wait for its handlers, but nobody for these replies
+				runtime.Gosched()
+			}
 			s.Send(replies...)
 			clear(replies)
-			replies = replies[:0]
+			replies, live = replies[:0], false
 		}
 		if err != nil {
 			return err

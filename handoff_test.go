@@ -115,7 +115,8 @@ func TestLate(t *testing.T) {
 	}
 }
 
-// A handler that writes and never reads moves too, between two writes.
+// A handler that writes and never reads moves too, between two writes, even while its
+// client reads nothing.
 func TestMoveInWrite(t *testing.T) {
 	c := dstest.New("a", "b")
 	defer c.Close()
@@ -170,8 +171,9 @@ func TestMoveInWrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	read := make(chan int64, 1)
+	reads, read := make(chan struct{}), make(chan int64, 1)
 	go func() {
+		<-reads
 		b := make([]byte, 32<<10)
 		at := int64(0)
 		for {
@@ -193,6 +195,9 @@ func TestMoveInWrite(t *testing.T) {
 		from, to := []string{"a", "b"}[i%2], []string{"b", "a"}[i%2]
 		if _, err := nodes[from].Handoff(ctx, client1, to, state); err != nil {
 			t.Fatal(err)
+		}
+		if i == handoffs/2 {
+			close(reads)
 		}
 	}
 	conn.Close()

@@ -46,7 +46,9 @@ type Node struct {
 
 	// MoveInWrite says that a connection is at rest also while a Write waits
 	// that has taken nothing yet: the state tells how much was written.
-	// Otherwise only a Read that waits counts.
+	// Otherwise only a Read that waits counts. Write in pieces of
+	// [stack.MaxWhole] octets or less: those are taken all or none, and hold no
+	// handoff up, however slowly the client reads.
 	MoveInWrite bool
 
 	// Patience is how long a handoff with state waits for handlers to come to

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -30,6 +31,27 @@ func (movedError) Is(target error) bool { return target == net.ErrClosed }
 // maxWrite is how many octets Write gives the endpoint at a time, so that the
 // endpoint's lock is not held for long.
 const maxWrite = 256 << 10
+
+// MaxWhole is how many octets, at most, a Write takes all at once or not at all, if
+// they are no more than half of the send buffer.
+const MaxWhole = buffer.MaxChunkSize // what netstack copies at a time
+
+// payload is what a Write has left.
+type payload struct {
+	bytes.Reader
+	whole bool // as much as MaxWhole says
+}
+
+var errNoRoom = errors.New("no room for all")
+
+// Read implements [io.Reader]: it is asked for as much as there is room for, up to
+// MaxWhole.
+func (p *payload) Read(b []byte) (int, error) {
+	if p.whole && 0 < len(b) && len(b) < p.Len() {
+		return 0, errNoRoom
+	}
+	return p.Reader.Read(b)
+}
 
 // anyEvent wakes every waiting call.
 const anyEvent = waiter.ReadableEvents | waiter.WritableEvents | waiter.EventHUp | waiter.EventErr
@@ -51,7 +73,7 @@ type Conn struct {
 	readEnd  deadline
 
 	writeMu   sync.Mutex // serialises Write
-	writer    bytes.Reader
+	writer    payload
 	writeWait wait
 	writeEnd  deadline
 
@@ -221,12 +243,16 @@ func (c *Conn) readOnce() tcpip.Error {
 
 // Write implements [net.Conn]. When it fails, n octets are in the send buffer
 // all the same; if the connection has moved, they have moved with it.
+//
+// Up to [MaxWhole] octets are taken all or none, so that a Write that waits for room
+// has taken nothing: see [Conn.Rest].
 func (c *Conn) Write(b []byte) (n int, err error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
 	for first := true; first || n < len(b); first = false {
 		chunk := b[n:min(len(b), n+maxWrite)]
 		c.writer.Reset(chunk)
+		c.writer.whole = len(b) <= MaxWhole
 		barred := gateSuspended | gateNoWrite
 		if n == 0 {
 			barred |= gateNoNewWrite
@@ -246,9 +272,14 @@ func (c *Conn) writeOnce() tcpip.Error {
 	if c.writer.Len() == 0 {
 		return nil
 	}
+	// With less room than that, netstack says when half of the buffer is free.
+	c.writer.whole = c.writer.whole && int64(c.writer.Len()) <= c.ep.SocketOptions().GetSendBufferSize()/2
 	// Atomic keeps the endpoint locked while the octets are copied, which
 	// saves netstack an allocation and a second pass of checks.
 	_, err := c.ep.Write(&c.writer, tcpip.WriteOptions{Atomic: true})
+	if _, none := err.(*tcpip.ErrBadBuffer); none {
+		return &tcpip.ErrWouldBlock{} // errNoRoom
+	}
 	return err
 }
 

@@ -16,7 +16,8 @@ type rest struct {
 
 // Rest asks for the connection to come to rest, so that its application's state
 // is whole: from now on calls of Read wait, having taken nothing, and if writes
-// is set calls of Write too, unless they have taken something already. Their
+// is set calls of Write too, unless they have taken something already, which is for
+// those of more than [MaxWhole] octets: then the client has to read first. Their
 // deadlines do not end the wait. The channel is closed as soon as a call waits
 // so, or when the application has closed the connection. Asking again, with the
 // same argument, returns the same channel.

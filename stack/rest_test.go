@@ -1,6 +1,7 @@
 package stack_test
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -92,6 +93,55 @@ func TestRestInWrite(t *testing.T) {
 		t.Error("the next went on")
 	}
 	c.EndRest()
+}
+
+// A write that finds room for a part of it takes nothing, and rests while the client
+// reads nothing; unless there will never be room for all.
+func TestRestInWriteOfAClientThatDoesNotRead(t *testing.T) {
+	c, peer := restPair(t, nil)
+	if err := peer.Stack().Pause(); err != nil {
+		t.Fatal(err)
+	}
+	size := 100_000
+	sent := make([]byte, size, 2*size)
+	sent = append(sent, bytes.Repeat([]byte("whole "), 3000)...)
+	if err := c.SetWriteBuffer(size); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.TryWrite(sent[:size]); n != size || err != nil {
+		t.Fatalf("%d octets fill the buffer, %v", n, err)
+	}
+	if err := c.SetWriteBuffer(size + 10_000); err != nil {
+		t.Fatal(err)
+	}
+	c.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
+	if n, err := c.Write(sent[size:]); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("until the deadline %d octets were taken, %v", n, err)
+	}
+	c.SetWriteDeadline(time.Time{})
+	wrote := make(chan int, 1)
+	go func() { n, _ := c.Write(sent[size:]); wrote <- n }()
+	result(t, "rest", c.Rest(true))
+	c.EndRest()
+	if err := peer.Stack().Resume(); err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan []byte, 1)
+	go func() { b, _ := io.ReadAll(peer); read <- b }()
+	if n := result(t, "the write", wrote); n != len(sent)-size {
+		t.Errorf("%d octets were taken", n)
+	}
+	if err := c.SetWriteBuffer(10_000); err != nil {
+		t.Fatal(err)
+	}
+	go func() { n, _ := c.Write(sent[size:]); wrote <- n }()
+	if n := result(t, "a write that is larger than the buffer", wrote); n != len(sent)-size {
+		t.Errorf("%d octets were taken", n)
+	}
+	c.Close()
+	if got := result(t, "the peer", read); !bytes.Equal(got, append(sent, sent[size:]...)) {
+		t.Errorf("of %d octets %d have arrived, or others", 2*len(sent)-size, len(got))
+	}
 }
 
 // Closing is coming to rest too.

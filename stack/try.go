@@ -41,6 +41,7 @@ func (c *Conn) TryWrite(b []byte) (n int, err error) {
 	defer c.writeMu.Unlock()
 	b = b[:min(len(b), maxWrite)]
 	c.writer.Reset(b)
+	c.writer.whole = false
 	err = c.try(gateSuspended|gateNoWrite|gateNoNewWrite, c.writeOnce)
 	n = len(b) - c.writer.Len()
 	c.writer.Reset(nil)

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"flag"
 	"log"
+	"log/slog"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -28,6 +29,7 @@ import (
 func main() {
 	log.SetFlags(log.Lmicroseconds)
 	log.SetPrefix("service: ")
+	slog.SetLogLoggerLevel(slog.LevelDebug) // the reports of handoffs
 	plain := flag.String("plain", "", "serve on the kernel's sockets at this `address`, without dsco")
 	socket := flag.String("socket", "", "`path` of dsco's socket")
 	addr := flag.String("addr", "", "the distributed server `address`, if this user may attach to several")

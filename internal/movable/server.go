@@ -15,8 +15,8 @@ import (
 // Ports are what is served where: all protocols there are.
 var Ports = map[string]string{"http": "80", "line": "7", "resp": "6379"}
 
-// patience is how long a handoff waits until sessions are at rest: a client that
-// reads slowly can keep a Write that has begun from its end.
+// patience is how long a handoff waits until sessions are at rest: on a machine with
+// much else to do, one may not have the processor for a while.
 const patience = 10 * time.Second
 
 // Server serves the protocols of [Ports]. Fields are set before it serves.

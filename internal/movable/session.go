@@ -48,8 +48,8 @@ type session struct {
 	fail bool // the protocol is over because of an error
 }
 
-// writeSize bounds a Write. One that has taken something already is not
-// interrupted for a handoff, and a client may be slow.
+// writeSize bounds a Write, so that it takes all or nothing (stack.MaxWhole). One that
+// has taken something already is not interrupted for a handoff, and a client may be slow.
 const writeSize = 16 << 10
 
 // inputSize bounds what waits for the rest of a request, in octets.

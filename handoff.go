@@ -256,7 +256,8 @@ func (h *handoff) prepare(ctx context.Context) error {
 	return err
 }
 
-// freeze stops the connections, as soon as no handshake is in the way.
+// freeze stops the connections, as soon as no handshake is in the way. Until then
+// their handlers go on.
 func (h *handoff) freeze(ctx context.Context) error {
 	giveUp := time.Now().Add(handshakeTime)
 	for wait := firstHandshake; ; wait = min(2*wait, lastHandshake) {
@@ -281,10 +282,17 @@ func (h *handoff) freeze(ctx context.Context) error {
 		if !errors.Is(err, migrate.ErrHandshake) || time.Until(giveUp) < wait {
 			return err
 		}
+		if wait == firstHandshake {
+			h.node.logger().Debug("ds: a handoff waits", "client", h.client, "error", err)
+		}
+		h.endRest() // the other connections do not wait for it
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
 			return errors.Join(err, context.Cause(ctx))
+		}
+		if err := h.drain(ctx); err != nil {
+			return err
 		}
 	}
 }

@@ -1,9 +1,11 @@
 package ds
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -118,6 +120,96 @@ func TestHalfOpen(t *testing.T) {
 	for p := <-s.answers; [2]byte(p[tunnelled:]) != [2]byte(again[source:]); p = <-s.answers {
 	} // it is served here as before
 }
+
+// While a handoff waits for the end of a handshake, the client's other connections are
+// served.
+func TestServedDuringAHandshake(t *testing.T) {
+	defer func(d time.Duration) { handshakeTime = d }(handshakeTime)
+	handshakeTime = time.Minute
+	server, client := netip.MustParseAddr("2001:db8:d::1"), netip.MustParseAddr("2001:db8:1::1")
+	n, s := scripted(server)
+	defer n.Close()
+	n.Patience = time.Minute
+	waits := make(chan struct{}, 1)
+	n.Logger = slog.New(slog.NewTextHandler(writerFunc(func(line []byte) {
+		if bytes.Contains(line, []byte("a handoff waits")) {
+			waits <- struct{}{}
+		}
+	}), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	l, err := n.Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c})
+		}
+	}()
+	peer, err := stack.New(stack.Config{
+		Device: tuntest.NewEnd("client", 1500, func(p []byte) { n.stack.Inject(p) }), Addrs: []netip.Addr{client},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	halfOpen := syn(t, client, server, "80")
+	answered := make(chan struct{}, 100)
+	go func() {
+		const source, destination = wire.HeaderLen, wire.HeaderLen + 2 // where the ports are
+		for {
+			var p []byte
+			select {
+			case p = <-s.answers:
+			case <-t.Context().Done():
+				return
+			}
+			if p = p[wire.HeaderLen:]; [2]byte(p[destination:]) == [2]byte(halfOpen[source:]) {
+				answered <- struct{}{} // and the client says nothing to it
+			} else {
+				peer.Inject(p)
+			}
+		}
+	}()
+	c, err := peer.Dial("tcp", net.JoinHostPort(server.String(), "80"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	ping := func() {
+		t.Helper()
+		b := []byte("served")
+		_, err := c.Write(b)
+		if err == nil {
+			_, err = io.ReadFull(c, b)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	ping()
+	n.stack.Inject(halfOpen)
+	<-answered
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := n.Handoff(ctx, client, "a", func(net.Conn) ([]byte, error) { return nil, nil })
+		ended <- err
+	}()
+	m := <-s.out
+	for ; m.Kind != api.Prepare; m = <-s.out {
+	}
+	s.in <- &api.Message{Kind: api.Prepared, ID: m.ID}
+	<-waits
+	ping()
+	cancel()
+	if err := <-ended; !errors.Is(err, migrate.ErrHandshake) && !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+type writerFunc func(b []byte)
+
+func (f writerFunc) Write(b []byte) (int, error) { f(b); return len(b), nil }
 
 // A SYN of a client without connections that came to its donor late is answered by
 // the node that has the client now; one that belongs to an offer that has come to

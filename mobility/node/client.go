@@ -265,20 +265,25 @@ func (n *Node) accept(c *client, g *Grant) {
 }
 
 // forget ends what is going on with a client. A verdict is remembered for a
-// time, and the rate limits for as long as they limit.
+// time, and the rate limits for as long as they limit. So is a care-of keygen token
+// while it can be used (RFC 6275 section 11.6.1): it is about our care-of address,
+// which stays, and the client may come back.
 func (n *Node) forget(c *client, verdict Event) {
 	n.timers.Remove(c)
-	home, careOf, updates := c.home.limit, c.careOf.limit, c.updates
-	*c = client{addr: c.addr, index: c.index, seq: c.seq, updates: updates, verdict: verdict}
-	c.home.limit, c.careOf.limit = home, careOf
+	home, careOf, updates := c.home.limit, test{limit: c.careOf.limit}, c.updates
+	if verdict.Kind == 0 && c.careOf.usable(n.now+tokenMargin) {
+		careOf.token, careOf.nonce, careOf.expires = c.careOf.token, c.careOf.nonce, c.careOf.expires
+	}
+	*c = client{addr: c.addr, index: c.index, seq: c.seq, careOf: careOf, updates: updates, verdict: verdict}
+	c.home.limit = home
 	limits := max(home.last(), careOf.last(), updates.last())
-	c.until = max(verdict.Until, limits)
+	c.until = max(verdict.Until, limits, careOf.expires-tokenMargin)
 	if c.until <= n.now {
 		n.remove(c)
 		return
 	}
 	n.idle.Set(c, c.until)
-	if verdict.Kind != 0 {
+	if c.until > limits {
 		n.spare.Set(c, limits)
 	}
 }

@@ -47,8 +47,8 @@
 //
 // # A handoff
 //
-//	target  Prepare{c, grant}    care-of test; the owner does not notice
-//	                             → Ready
+//	target  Prepare{c, grant}    care-of test, unless it has been here in the last three
+//	                             minutes; the owner does not notice → Ready
 //	donor   Grant(c, now)        the last word about tokens and numbers
 //	donor   Abandon{c}           before the commit leaves: silent from now on
 //	target  Bind{c, grant}       Binding Update, at once → Bound: data behind it

@@ -239,7 +239,15 @@ func TestAbandonedIsSilent(t *testing.T) {
 			silent()
 			r.wait(2 * time.Second)
 			silent()
-			if len(r.n.clients) != 0 || r.n.timers.Len() != 0 || r.n.idle.Len() != 0 {
+			if r.n.timers.Len() != 0 {
+				t.Error("something is left to do")
+			}
+			if c := r.n.clients[addrC]; c != nil && !c.careOf.usable(r.now) {
+				t.Error("more than a care-of keygen token is left of it")
+			}
+			r.wait(MaxTokenLifetime)
+			silent()
+			if len(r.n.clients) != 0 || r.n.timers.Len() != 0 || r.n.idle.Len() != 0 || r.n.spare.Len() != 0 {
 				t.Error("something is left of it")
 			}
 			if _, ok := r.n.Grant(addrC, r.now); ok {

@@ -275,6 +275,36 @@ func TestFull(t *testing.T) {
 	if len(r.n.clients) != 2 || len(r.n.order) != 2 {
 		t.Errorf("%d, %d clients", len(r.n.clients), len(r.n.order))
 	}
+	r.answer(r.one("CoTI"))
+	r.do(Abandon{addrC}) // of which the token is left
+	r.wait(time.Second)
+	r.do(Optimise{addrD})
+	r.want("HoTI", "CoTI")
+}
+
+// A client that comes back is bound at once while its care-of keygen token is good.
+func TestComesBack(t *testing.T) {
+	for _, tt := range []struct {
+		away time.Duration
+		want []string
+	}{
+		{time.Second, nil},
+		{MaxTokenLifetime - tokenMargin - time.Second, nil},
+		{MaxTokenLifetime - tokenMargin, []string{"CoTI"}}, // it might expire on the way
+		{MaxTokenLifetime + time.Minute, []string{"CoTI"}},
+	} {
+		r := contactRig(t)
+		r.do(Optimise{addrC})
+		r.testsDone()
+		r.answer(r.one("BU"))
+		r.do(Abandon{addrC})
+		r.wait(tt.away)
+		r.do(Prepare{addrC, Grant{HomeToken: r.c.homeToken(addrHome, 1), HomeNonce: 1, Remaining: time.Minute, Sequence: 9, Binding: MaxRRBindingLifetime}})
+		r.want(tt.want...)
+		if ready := r.n.State(addrC) == Prepared; ready != (tt.want == nil) {
+			t.Errorf("away for %v: prepared at once: %t", tt.away, ready)
+		}
+	}
 }
 
 func TestBadAddress(t *testing.T) {

@@ -231,6 +231,7 @@ func (n *Node) accept(m *api.Message) (*arrival, error) {
 		n.answered(&api.Message{Kind: api.Done, ID: doubtful.id})
 	}
 	n.unstrand(m.Client) // it is elsewhere, or could not be offered
+	n.back(m.Client)
 	here, ok := n.clients.claim(m.Client)
 	switch {
 	case !ok:

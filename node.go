@@ -88,6 +88,8 @@ type Node struct {
 	arriving  map[uint64]*arrival
 	stranded  map[netip.Addr]*arrival // whose daemon was lost before it could decide
 	missed    []api.Missed            // those of arriving that were not activated, the latest
+
+	away map[netip.Addr]*stack.Hold // clients of an application before this one; of run's goroutine
 }
 
 // Listen accepts TCP connections of clients from their beginning. network is
@@ -158,6 +160,7 @@ func (n *Node) start(ctx context.Context) (*stack.Stack, error) {
 		a.Session.Close()
 		return nil, errors.New("ds: attach: the daemon gave no TUN")
 	}
+	var away map[netip.Addr]*stack.Hold
 	s, err := stack.New(stack.Config{
 		Device: a.Device,
 		Addrs:  []netip.Addr{a.Config.Addr},
@@ -166,6 +169,7 @@ func (n *Node) start(ctx context.Context) (*stack.Stack, error) {
 			Via: a.Config.Via, KernelTunnel: a.Config.KernelTunnel, Peers: a.Config.Peers,
 		},
 		Present: n.clients.present,
+		Begin:   func(s *stack.Stack) { away = n.leaveAway(s, a.Config.Away) },
 	})
 	if err != nil {
 		a.Device.Close()
@@ -179,6 +183,7 @@ func (n *Node) start(ctx context.Context) (*stack.Stack, error) {
 	n.doubtful = make(map[netip.Addr]*handoff)
 	n.arriving = make(map[uint64]*arrival)
 	n.stranded = make(map[netip.Addr]*arrival)
+	n.away = away
 	n.stack, n.daemon, n.config, n.started = s, a.Daemon, a.Config, true
 	n.session, n.announced = a.Session, accepts
 	n.wg.Go(func() { n.run(a.Session) })

@@ -45,6 +45,7 @@ const (
 func (n *Node) attach(ctx context.Context, hello *api.Message) (*Attachment, error) {
 	hello.Kind = api.Hello
 	hello.Program = n.program()
+	hello.TellsMissed, hello.TakesAway = true, true
 	if n.Attach != nil {
 		return n.Attach(ctx, hello)
 	}
@@ -130,6 +131,8 @@ func (n *Node) dispatch(s Session, m *api.Message) (reply *api.Message) {
 		return n.activate(m)
 	case api.Forget:
 		n.forget(m.ID)
+	case api.Nobodys:
+		n.back(m.Client)
 	default:
 		n.logger().Warn("ds: unexpected message of the daemon", "kind", m.Kind)
 	}
@@ -190,7 +193,7 @@ func (n *Node) attachOnce() (a *Attachment, accepts bool, err error) {
 	n.clients.telling.Lock() // word to the daemon before is out, or lost
 	here := n.clients.resume(except)
 	n.clients.telling.Unlock()
-	hello := &api.Message{AcceptsHandoffs: accepts, HasTUN: true, Resume: here, TellsMissed: true, Missed: missed}
+	hello := &api.Message{AcceptsHandoffs: accepts, HasTUN: true, Resume: here, Missed: missed}
 	for _, h := range except {
 		hello.Doubts = append(hello.Doubts, api.Doubt{ID: h.id, Handoff: h.name, Client: h.client, To: h.to})
 	}

@@ -1,17 +1,24 @@
 package ds_test
 
 import (
+	"context"
+	"fmt"
 	"net"
 	"runtime"
+	"slices"
 	"testing"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/distributed-servers/ds"
+	"github.com/distributed-servers/ds/daemon/api"
 )
 
 // A packet that comes late to a node which had the client is sent on to the one that
 // got it, whose application has handed the client on and ended: the one that takes its
-// place does not answer, since a third node has the connection.
+// place does not answer, since a third node has the connection, even if it does not hear
+// where that is.
 func TestStragglerAnew(t *testing.T) {
 	w := newWorld(t, nil, "a", "b", "c")
 	s := w.dial(client1)
@@ -21,10 +28,29 @@ func TestStragglerAnew(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w.awaitOwner(client1, "c")
+	for known := false; !known; runtime.Gosched() { // to the contact, which would send to b
+		clients, err := w.nodes["a"].Clients(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		known = slices.ContainsFunc(clients, func(c api.ClientInfo) bool { return c.Client == client1 && c.Owner == "c" })
+	}
+	s.ping(t) // and what it sent before has arrived
 	before := w.nodes["b"]
-	b := w.start("b")
+	b := w.cluster.Node("b")
+	attach := b.Attach
+	b.Attach = func(ctx context.Context, hello *api.Message) (*ds.Attachment, error) {
+		hello.TakesAway = false
+		return attach(ctx, hello)
+	}
+	l, err := b.Listen("tcp", fmt.Sprintf(":%d", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	defer l.Close()
 	before.stop()
+	delete(w.nodes, "b")
 	s.ping(t)
 	w.nodes["a"].Stack().Inject(segment(s.Conn))
 	for b.Stack().ShimStats().Late == 0 && len(w.cluster.Faults()) == 0 {

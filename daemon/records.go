@@ -16,8 +16,8 @@ import (
 	"github.com/distributed-servers/ds/internal/killpoint"
 )
 
-// records is a server's file of handoffs to this node that a donor may ask about,
-// a change a line, in JSON. It survives the daemon, not a host that loses power:
+// records is a server's file of handoffs to this node that a donor may ask about, and
+// of those from it that are under way, a change a line, in JSON. It survives the daemon, not a host that loses power:
 // nothing waits for the disk.
 type records struct {
 	path  string
@@ -68,7 +68,7 @@ func parseRecords(b []byte) (recs []member.Record, err error) {
 		if err := json.Unmarshal(line, &rec); err != nil {
 			return nil, fmt.Errorf("line %d: %w", n, err)
 		}
-		if rec.From == "" || rec.ID == 0 || !rec.Client.IsValid() || rec.State == 0 || rec.State > member.Forgotten {
+		if rec.From == "" || rec.ID == 0 || !rec.Client.IsValid() || rec.State == 0 || rec.State >= member.States || rec.State > member.Forgotten && rec.To == "" {
 			return nil, fmt.Errorf("line %d is incomplete", n)
 		}
 		recs, b = append(recs, rec), rest

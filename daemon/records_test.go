@@ -261,7 +261,7 @@ func testTargetFullDisk(t *testing.T, disk *faultyFile, state member.State, full
 
 func TestRecordsDamaged(t *testing.T) {
 	for _, content := range []string{
-		"\n", "{}\n", "null\n", `{"from":"a","id":1,"client":"2001:db8::1","state":4}` + "\n", `{"from":"a","id":-1}` + "\n",
+		"\n", "{}\n", "null\n", `{"from":"a","id":1,"client":"2001:db8::1","state":6}` + "\n", `{"from":"a","id":1,"client":"2001:db8::1","state":4}` + "\n", `{"from":"a","id":-1}` + "\n",
 	} {
 		s := state{t.TempDir()}
 		path := filepath.Join(s.dir, "handoffs-"+recordsOf.StringExpanded()+".log")

@@ -230,6 +230,30 @@ func (c *Cluster) Restart(name string) {
 	c.restartLocked(c.daemons[name])
 }
 
+// End ends a node's application, as kill -9 would, and with it, if told so, its daemon,
+// which is started again. The next [Cluster.Node] attaches in place of it.
+func (c *Cluster) End(name string, daemon bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d := c.daemons[name]
+	if a := d.app; a != nil {
+		d.app = nil
+		d.closeTUN()
+		c.seen.ended(a, true)
+		if daemon {
+			c.killLocked(d) // before it can find out
+		}
+		if a.session != nil {
+			a.session.endLocked()
+		} else if d.process != nil {
+			d.process.put(item{in: member.AppGone{Lost: true}})
+		}
+	}
+	if daemon {
+		c.restartLocked(d)
+	}
+}
+
 // SetDown ends a node's daemon, or starts it again.
 func (c *Cluster) SetDown(name string, down bool) {
 	c.mu.Lock()

@@ -92,7 +92,7 @@ func (c *Cluster) bootLocked(d *daemon) {
 		Nodes: d.addrs, Contact: d.contact, Records: d.records, Epoch: epoch, Rand: rand.Reader,
 		Session:     api.SessionConfig{MTU: mtu, Queues: 1, TUN: "tun-" + d.name},
 		IdleTimeout: speed * time.Minute, StartGrace: speed * time.Second, PrepareTimeout: speed * 10 * time.Second,
-		HandoffTimeout: speed * 30 * time.Second, WelcomeTimeout: speed * 2 * time.Second, TakeoverTimeout: speed * 10 * time.Second, HandshakeGrace: speed * time.Minute,
+		HandoffTimeout: speed * 30 * time.Second, TakeoverTimeout: speed * 10 * time.Second, HandshakeGrace: speed * time.Minute,
 	})
 	if err != nil {
 		panic(fmt.Sprintf("dstest: %s: %v", d.name, err)) // two nodes of one name, or none

@@ -134,6 +134,12 @@ func isSignalling(b []byte) bool {
 	return filter.Classify(filter.Node, b) == filter.Take
 }
 
+// closeTUN is that nobody has it any more.
+func (d *daemon) closeTUN() {
+	d.tun = d.cluster.net.Restart(d.tun)
+	d.tun.Handle(func([]byte) {})
+}
+
 // openTUN gives an application the link of the node's care-of address. What a daemon
 // filters comes to the daemon.
 func (d *daemon) openTUN() *lab.Port {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"sync"
-	"sync/atomic"
 
 	"github.com/distributed-servers/ds"
 	"github.com/distributed-servers/ds/daemon/api"
@@ -23,8 +22,8 @@ var ErrLost = errors.New("dstest: lost on the way")
 type application struct {
 	daemon *daemon
 
-	gone    atomic.Bool // another has taken its place
-	session *session    // nil: it is not attached. Under Cluster.mu
+	gone    bool     // it has ended. Under watch.mu
+	session *session // nil: it is not attached. Under Cluster.mu
 }
 
 // session is an application's end. Messages pass in their frames, so that they
@@ -60,8 +59,7 @@ func (a *application) attach(hello *api.Message) (*ds.Attachment, error) {
 	at := &ds.Attachment{Session: s, Daemon: monitor{d}}
 	if !hello.HasTUN {
 		if before := d.app; before != nil && before != a {
-			before.gone.Store(true)
-			c.seen.ended(d.name)
+			c.seen.ended(before, true)
 		}
 		at.Device = device{d.openTUN(), a}
 	}
@@ -87,7 +85,7 @@ func (a *application) closed() {
 		return
 	}
 	d.app = nil
-	c.seen.ended(d.name)
+	c.seen.ended(a, false)
 	if d.process != nil { // it has been waiting for the application to come back
 		d.process.put(item{in: member.AppGone{Lost: true}})
 	}
@@ -136,14 +134,14 @@ func (s *session) send(m *api.Message) (err error) {
 	}
 	d := s.app.daemon
 	c := d.cluster
-	taken := c.seen.sent(d.name, m)
+	taken := c.seen.sent(s.app, m)
 	if c.Intercept != nil {
 		if err := c.Intercept(d.name, m); err != nil {
 			s.crash()
 			if errors.Is(err, ErrLost) {
 				return nil
 			}
-			taken.back()
+			c.seen.back(taken)
 			return err
 		}
 	}
@@ -175,7 +173,7 @@ func (s *session) Receive() (*api.Message, error) {
 			return nil, io.EOF
 		}
 	}
-	d.cluster.seen.received(d.name, m)
+	d.cluster.seen.received(s.app, m)
 	return m, nil
 }
 
@@ -208,7 +206,7 @@ func (s *session) Close() error {
 	defer c.mu.Unlock()
 	if d := s.app.daemon; d.app == s.app && s.app.session == s {
 		d.app = nil
-		c.seen.ended(d.name)
+		c.seen.ended(s.app, false)
 	}
 	s.endLocked()
 	return nil

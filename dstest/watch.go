@@ -19,7 +19,8 @@ import (
 type watch struct {
 	mu      sync.Mutex
 	holders map[netip.Addr]string // the node that may send, "": the client was given away and not yet taken
-	gifts   map[giftID]netip.Addr // by the last handoffs of each node
+	gifts   map[giftID]*gift      // by the last handoffs of each node
+	away    map[netip.Addr]*gift  // those of clients that nobody has
 	flows   map[flowID]*flow
 	closing []*flow // those that have sent a FIN, the latest
 	found   []string
@@ -39,8 +40,10 @@ type giftID struct {
 
 // flow is what was sent to the client in a connection.
 type flow struct {
-	lost  bool // its application has ended: a reset is right
-	ended bool // a FIN was sent
+	lost  bool  // its application has ended: a reset is right
+	with  *gift // the handoff with which it may have survived that
+	reset bool  // there was one, which was not right then
+	ended bool  // a FIN was sent
 	fin   uint32
 	begun bool
 	next  uint32 // behind the last octet that was sent
@@ -58,7 +61,8 @@ const (
 
 func (w *watch) init() {
 	w.holders = make(map[netip.Addr]string)
-	w.gifts = make(map[giftID]netip.Addr)
+	w.gifts = make(map[giftID]*gift)
+	w.away = make(map[netip.Addr]*gift)
 	w.flows = make(map[flowID]*flow)
 }
 
@@ -74,55 +78,69 @@ func (w *watch) list() []string {
 	return slices.Clone(w.found)
 }
 
-// gift is a client that was given away with a message that may turn out not to
-// have been sent.
+// gift is a client that is given away, by Transfer.
 type gift struct {
-	w      *watch
-	client netip.Addr
-	node   string
+	client   netip.Addr
+	node, to string
+	lost     bool // perhaps, with one of them
 }
 
-// back takes it back.
-func (g gift) back() {
-	if g.w != nil {
-		g.w.mu.Lock()
-		defer g.w.mu.Unlock()
-		g.w.holdLocked(g.node, g.client, "has it back from a transfer that was not sent")
+// back takes a gift back whose message turns out not to have been sent.
+func (w *watch) back(g *gift) {
+	if g != nil {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.holdLocked(g.node, g.client, "has it back from a transfer that was not sent")
 	}
 }
 
-// sent is what a node's application says.
-func (w *watch) sent(node string, m *api.Message) (g gift) {
+// sent is what a node's application says. It returns what was given away with it.
+func (w *watch) sent(a *application, m *api.Message) (given *gift) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if a.gone {
+		return nil
+	}
+	node := a.daemon.name
 	holder, held := w.holders[m.Client]
 	switch {
+	case m.Kind == api.Prepare:
+		w.gifts[giftID{node, m.ID}] = &gift{client: m.Client, node: node, to: m.To}
 	case m.Kind == api.Transfer:
 		if held && holder != node {
 			w.faultLocked("%s gives away %s, which %q has", node, m.Client, holder)
 		}
-		w.holders[m.Client] = ""
-		w.gifts[giftID{node, m.ID}] = m.Client
-		return gift{w, m.Client, node}
+		g := w.gifts[giftID{node, m.ID}]
+		w.holders[m.Client], w.away[m.Client] = "", g
+		for id, f := range w.flows {
+			if id.client == m.Client && !f.lost {
+				f.with = g
+			}
+		}
+		return g
 	case m.Kind == api.Gone && holder == node:
 		delete(w.holders, m.Client)
 	}
-	return gift{}
+	return nil
 }
 
 // received is what a node's application is told.
-func (w *watch) received(node string, m *api.Message) {
+func (w *watch) received(a *application, m *api.Message) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if a.gone {
+		return
+	}
+	node := a.daemon.name
 	switch {
 	case m.Kind == api.Activate:
 		w.holdLocked(node, m.Client, "is told that it is live")
 	case m.Kind == api.Done:
 		id := giftID{node, m.ID}
-		client, given := w.gifts[id]
+		g := w.gifts[id]
 		delete(w.gifts, id)
-		if given && m.Error != "" {
-			w.holdLocked(node, client, "is told that it has it back")
+		if g != nil && m.Error != "" {
+			w.holdLocked(node, g.client, "is told that it has it back")
 		}
 	}
 }
@@ -132,27 +150,52 @@ func (w *watch) holdLocked(node string, client netip.Addr, why string) {
 		w.faultLocked("%s %s while %s has %s", node, why, holder, client)
 	}
 	w.holders[client] = node
+	g := w.away[client]
+	delete(w.away, client)
+	if g == nil {
+		return
+	}
+	for id, f := range w.flows { // they have survived
+		if id.client != client || f.with != g {
+			continue
+		}
+		if f.lost, f.with = false, nil; f.reset {
+			w.faultLocked("%s had a reset on port %d, and %s has the connection", client, id.port, node)
+		}
+	}
 }
 
 // ended is that the application of a node has ended. Connections that it had are
-// lost; and so may be those of clients that nobody has.
-func (w *watch) ended(node string) {
+// lost; and so may be those of clients that it has given away, or is to get. Of one whose
+// place another takes nothing is heard any more.
+func (w *watch) ended(a *application, replaced bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	a.gone = replaced
+	node := a.daemon.name
+	for _, g := range w.away {
+		g.lost = g.lost || g.node == node || g.to == node
+	}
 	for id, f := range w.flows {
-		if holder, held := w.holders[id.client]; !held || holder == node || holder == "" {
+		holder, held := w.holders[id.client]
+		if g := w.away[id.client]; !held || holder == node || holder == "" && g.lost {
 			f.lost = true
 		}
 	}
 	for client, holder := range w.holders {
-		if holder == node || holder == "" {
+		if holder == node {
 			delete(w.holders, client)
+		}
+	}
+	for id := range w.gifts { // the next application has the same numbers
+		if id.node == node {
+			delete(w.gifts, id)
 		}
 	}
 }
 
 // packet looks at one that a node sends to a client.
-func (w *watch) packet(node string, p *wire.Packet) {
+func (w *watch) packet(a *application, p *wire.Packet) {
 	const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10 // RFC 9293 section 3.1
 	if p.Protocol != wire.TCP || len(p.Payload) < 20 {
 		return
@@ -163,6 +206,10 @@ func (w *watch) packet(node string, p *wire.Packet) {
 	id := flowID{client, binary.BigEndian.Uint16(t[2:]), binary.BigEndian.Uint16(t)}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if a.gone {
+		return
+	}
+	node := a.daemon.name
 	f := w.flows[id]
 	holder, held := w.holders[client]
 	switch {
@@ -171,8 +218,8 @@ func (w *watch) packet(node string, p *wire.Packet) {
 			f = &flow{begun: true, next: seq + 1}
 			w.flows[id] = f
 		}
-		if !held {
-			w.holders[client] = node
+		if !held || holder == "" && w.away[client].lost {
+			w.holders[client], held = node, false
 		}
 	case f == nil:
 		f = new(flow)
@@ -190,6 +237,7 @@ func (w *watch) packet(node string, p *wire.Packet) {
 			client, node, id.port, flags, seq, f.ended, f.fin)
 	}
 	if flags&rst != 0 {
+		f.reset = f.reset || f.lost && f.with != nil
 		return
 	}
 	if flags&fin != 0 {
@@ -268,8 +316,8 @@ func (d device) Write(b []byte) (int, error) {
 			p, err = wire.ParsePacket(inner)
 		}
 	}
-	if err == nil && p.Source() == Server && !d.app.gone.Load() {
-		d.app.daemon.cluster.seen.packet(d.app.daemon.name, &p)
+	if err == nil && p.Source() == Server {
+		d.app.daemon.cluster.seen.packet(d.app, &p)
 	}
 	return d.Port.Write(b)
 }

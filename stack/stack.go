@@ -73,6 +73,9 @@ type Config struct {
 	// accepted, dialled or activated, and when the last one has ended or left.
 	// It is called in order, under a lock: it must not block, nor call the Stack.
 	Present func(client netip.Addr, here bool)
+
+	// Begin, if not nil, is called once before the first packet is read.
+	Begin func(*Stack)
 }
 
 // Stack is a TCP/IP stack on one link. Its methods may be called from several
@@ -138,6 +141,9 @@ func New(cfg Config) (*Stack, error) {
 	if err := s.configure(cfg); err != nil {
 		s.ns.Destroy()
 		return nil, fmt.Errorf("stack: new: %w", err)
+	}
+	if cfg.Begin != nil {
+		cfg.Begin(s)
 	}
 	s.link.start()
 	return s, nil

@@ -50,6 +50,7 @@ var rules = [kinds]struct {
 	Activated:     {application, needID, true},
 	Forget:        {daemon, needID, true},
 	Settled:       {application, needID, false},
+	Nobodys:       {daemon, needClient, false},
 }
 
 // Limits of what a message may have.
@@ -155,11 +156,17 @@ func (c *SessionConfig) check() error {
 		checkAddr("address of the contact", c.Via, true),
 		checkLen("peers", len(c.Peers), maxElements),
 		checkLen("nodes", len(c.Nodes), maxElements),
+		checkLen("clients that are away", len(c.Away), maxElements),
 		checkName("node", c.Node),
 		checkName("node", c.Contact),
 		checkName("interface", c.TUN),
 	} {
 		if err != nil {
+			return err
+		}
+	}
+	for _, a := range c.Away {
+		if err := errors.Join(checkAddr("client that is away", a.Client, true), checkAddr("where it is", a.CareOf, true)); err != nil {
 			return err
 		}
 	}

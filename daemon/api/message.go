@@ -26,7 +26,8 @@ const (
 	// descriptors; then Resume are the clients that it owns, Doubts its
 	// handoffs after Transfer of which it has not heard the end: Done will tell. Missed
 	// are the latest offers that it has accepted and was never told to activate; without
-	// TellsMissed (of ds before it had them) none are told. A
+	// TellsMissed (of ds before it had them) none are told. TakesAway says that it knows
+	// what SessionConfig.Away and Nobodys are. A
 	// later Hello says that AcceptsHandoffs has changed, and is not answered.
 	Hello Kind = iota + 1
 	// Welcome answers it: Config, and with it the descriptors of the TUN unless
@@ -79,6 +80,10 @@ const (
 	// the handoff any more, and will never ask.
 	Settled
 
+	// Nobodys: nobody has Client, which Welcome had in Config.Away. Or somebody has it
+	// here.
+	Nobodys
+
 	kinds
 )
 
@@ -86,7 +91,7 @@ var kindNames = [kinds]string{
 	Hello: "hello", Welcome: "welcome", ConfigChanged: "config", Owned: "owned", Gone: "gone", Bound: "bound", Unbound: "unbound",
 	Asked: "asked", Answered: "answered", Prepare: "prepare", Prepared: "prepared", Transfer: "transfer",
 	Done: "done", Late: "late", Abort: "abort", Offer: "offer", Accepted: "accepted", Activate: "activate",
-	Activated: "activated", Forget: "forget", Settled: "settled",
+	Activated: "activated", Forget: "forget", Settled: "settled", Nobodys: "nobody's",
 }
 
 func (k Kind) String() string {
@@ -130,6 +135,15 @@ type Message struct {
 
 	Missed      []Missed `cbor:"20,keyasint,omitempty"`
 	TellsMissed bool     `cbor:"21,keyasint,omitempty"`
+	TakesAway   bool     `cbor:"22,keyasint,omitempty"`
+}
+
+// Away is a client that was given away by an application which has ended: it is not to
+// be answered for some time. What it sends is for whom CareOf belongs to.
+type Away struct {
+	_      struct{} `cbor:",toarray"`
+	Client netip.Addr
+	CareOf netip.Addr
 }
 
 // Missed is an offer that an application has accepted, and that came to nothing as far
@@ -182,6 +196,8 @@ type SessionConfig struct {
 
 	// KernelTunnel: the kernel puts TCP from Addr into the tunnel to Via.
 	KernelTunnel bool `cbor:"11,keyasint,omitempty"`
+
+	Away []Away `cbor:"12,keyasint,omitempty"` // in the Welcome of a new application
 }
 
 // MaxMessage bounds a message, in octets: a client's connections with full

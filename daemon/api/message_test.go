@@ -23,7 +23,7 @@ func config() *SessionConfig {
 
 // complete are messages that have just what their kind needs.
 var complete = [kinds]*Message{
-	Hello:         {Program: "test", AcceptsHandoffs: true, HasTUN: true, Resume: []netip.Addr{addr1, addr2}, Doubts: []Doubt{{ID: 1, Handoff: 2, Client: addr1, To: "b"}}, TellsMissed: true, Missed: []Missed{{Client: addr2, From: "c"}}},
+	Hello:         {Program: "test", AcceptsHandoffs: true, HasTUN: true, Resume: []netip.Addr{addr1, addr2}, Doubts: []Doubt{{ID: 1, Handoff: 2, Client: addr1, To: "b"}}, TellsMissed: true, TakesAway: true, Missed: []Missed{{Client: addr2, From: "c"}}},
 	Welcome:       {Config: config()},
 	ConfigChanged: {Config: config()},
 	Owned:         {Client: addr1, Connections: 1},
@@ -43,6 +43,7 @@ var complete = [kinds]*Message{
 	Activate:      {ID: 1, Optimised: true},
 	Activated:     {ID: 1},
 	Forget:        {ID: 1},
+	Nobodys:       {Client: addr1},
 	Settled:       {ID: 1},
 }
 

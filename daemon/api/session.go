@@ -25,7 +25,7 @@ import (
 //	───────────────────────────────────────────────────────────────────────
 //	Hello        ─────────────────────────────► Welcome, with the descriptors
 //	Owned, Gone  ──────────────────────────────
-//	             ◄───────────────────────────── Config, Bound, Unbound
+//	             ◄───────────────────────────── Config, Bound, Unbound, Nobodys
 //
 //	handoff, as donor
 //	             ◄───────────────────────────── Asked (by an operator)

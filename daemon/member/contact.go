@@ -248,6 +248,7 @@ func (m *Member) fromPeer(from string, msg *Message) {
 			return
 		}
 		m.up[from] = msg
+		m.mayKnowMore(from, msg)
 		m.hear(Contact{msg.Contact, msg.ContactEpoch}, from)
 		m.decide()
 		m.mayHaveToldAll(from)

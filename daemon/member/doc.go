@@ -74,6 +74,9 @@
 // member that was started anew does not know the epochs of its clients either;
 // the contact tells those that will do.
 //
+// An application that ends takes its connections along, but not those that it has given
+// away. The next one is told of them (away.go), so that it does not answer for them.
+//
 // docs/model has all this as a model, in which everything may be lost or end at
 // any moment, and what is true of it none the less.
 //

@@ -41,9 +41,10 @@ const passingTime = time.Second
 func (m *Member) pass(h *handoff) {
 	o := Owner{Name: h.to, Epoch: h.c.later(1)}
 	switch {
+	case m.clients[h.c.addr] != nil: // it has come back
 	case m.IsContact():
 		m.passed(m.cfg.Name, o.Name, Owned{Client: h.c.addr, Epoch: o.Epoch}, false)
-	case m.clients[h.c.addr] == nil: // and it has not come back
+	default:
 		if len(m.onward) == 0 {
 			m.timers.Set(passing{}, m.now+passingTime)
 		}

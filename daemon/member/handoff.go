@@ -28,6 +28,7 @@ type handoff struct {
 	stage   stage
 	grant   node.Grant   // as given away
 	orphan  bool         // the application has ended: nobody waits for the end
+	old     bool         // and so has the daemon: restored
 	done    *api.Message // what it is told
 }
 
@@ -130,6 +131,7 @@ func (m *Member) prepare(msg *api.Message) {
 	m.outgoing[h.id], m.bySession[h.session] = h, h
 	c.out = h
 	m.timers.Set(h, m.now+m.cfg.HandoffTimeout)
+	m.leaving(h)
 	grant, _ := m.machine.Grant(c.addr, m.now)
 	m.toPeer(h.to, &Message{
 		Kind: Prepare, ID: h.id, Client: c.addr, Epoch: c.later(1), Grant: newGrant(grant), Relayed: c.relayed,
@@ -209,6 +211,7 @@ func (m *Member) done(h *handoff, msg *Message) {
 	addr := h.c.addr
 	if msg.Error == "" {
 		m.timers.Remove(h)
+		m.left(h)
 		m.pass(h)
 		m.event(api.EventHandedOff, addr, h.to, "")
 		if h.orphan {
@@ -223,6 +226,13 @@ func (m *Member) done(h *handoff, msg *Message) {
 		return
 	}
 	m.end(h)
+	if h.orphan && m.takesAway {
+		m.toApp(&api.Message{Kind: api.Nobodys, Client: addr})
+	}
+	if h.old { // nothing is left of it here
+		m.tellGone(h.c)
+		return
+	}
 	if h.orphan && m.clients[addr] != nil {
 		return // it has connected anew
 	}
@@ -263,6 +273,7 @@ func (m *Member) fail(h *handoff, err error) {
 // end forgets a handoff.
 func (m *Member) end(h *handoff) {
 	m.timers.Remove(h)
+	m.stayed(h.id)
 	delete(m.outgoing, h.id)
 	if m.bySession[h.session] == h {
 		delete(m.bySession, h.session)

@@ -70,10 +70,6 @@ type Config struct {
 	// until the target is asked to end it unless it has taken the client. Default 30 s.
 	HandoffTimeout time.Duration
 
-	// WelcomeTimeout is how long a new application waits for its welcome, until what has
-	// become of clients that the one before has given away is known. Default 2 s.
-	WelcomeTimeout time.Duration
-
 	// TakeoverTimeout is how long a takeover waits for the home agent. Default 10 s.
 	TakeoverTimeout time.Duration
 
@@ -268,9 +264,8 @@ type Member struct {
 	takeover   *takeover
 
 	attached bool
-	awaiting bool         // one may come back of whose clients this member does not know
-	accepts  bool         // the application takes clients from other nodes
-	newcomer *api.Message // of a new application that is not welcomed yet: see inTransit
+	awaiting bool // one may come back of whose clients this member does not know
+	accepts  bool // the application takes clients from other nodes
 
 	up   map[string]*Message      // the Hello of members that are connected, nil before it has come
 	away map[string]time.Duration // the others, and since when
@@ -298,6 +293,11 @@ type Member struct {
 	onward    map[netip.Addr]Owner  // clients that others have taken, which the contact is to hear
 	timers    deadline.Queue[any]   // of *handoff, *offer, *takeover, *job, *errand and others
 	records   records
+	donated   map[uint64]Record // of handoffs from this member (away.go)
+	over      []uint64          // those of them that have ended
+
+	absences  absences
+	takesAway bool     // the application knows of them
 	waiting   []*offer // for what was recorded of them to be kept
 	noRecords string   // why it could not be
 
@@ -335,7 +335,7 @@ func New(cfg Config) (*Member, error) {
 		def   time.Duration
 	}{
 		{&cfg.IdleTimeout, time.Minute}, {&cfg.StartGrace, time.Second}, {&cfg.PrepareTimeout, time.Second}, {&cfg.HandoffTimeout, 30 * time.Second},
-		{&cfg.WelcomeTimeout, 2 * time.Second}, {&cfg.TakeoverTimeout, 10 * time.Second}, {&cfg.HandshakeGrace, time.Minute},
+		{&cfg.TakeoverTimeout, 10 * time.Second}, {&cfg.HandshakeGrace, time.Minute},
 	} {
 		if *d.field < 0 {
 			return nil, errors.New("member: a timeout is negative")
@@ -359,11 +359,16 @@ func New(cfg Config) (*Member, error) {
 		asked:     make(map[uint64]asked),
 		errands:   make(map[uint64]*errand),
 		onward:    make(map[netip.Addr]Owner),
+		donated:   make(map[uint64]Record),
 
 		handshakes: make(map[string]time.Duration),
 	}
 	for _, rec := range cfg.Records {
-		m.records.set(rec)
+		if rec.From == cfg.Name {
+			m.setOwn(rec)
+		} else {
+			m.records.set(rec)
+		}
 	}
 	for name, a := range cfg.Nodes {
 		if name != cfg.Name {
@@ -439,9 +444,6 @@ func (m *Member) input(in Input) {
 	case Tick:
 	}
 	m.due()
-	if m.newcomer != nil && !m.inTransit() {
-		m.welcome()
-	}
 	m.counted()
 }
 
@@ -469,8 +471,8 @@ func (m *Member) due() {
 			m.resolve()
 		case passing:
 			m.tellPassed()
-		case newcomer:
-			m.welcome()
+		case settling:
+			m.forgetOver()
 		case recount:
 			m.recounting = false
 			m.introduce()

@@ -26,10 +26,6 @@ func (m *Member) fromApp(msg *api.Message) {
 		m.accepts = msg.AcceptsHandoffs // it has changed its mind
 		m.introduce()
 		return
-	case msg.Kind == api.Hello && !msg.HasTUN && m.inTransit():
-		m.newcomer = msg
-		m.timers.Set(newcomer{}, m.now+m.cfg.WelcomeTimeout)
-		return
 	case msg.Kind == api.Hello:
 		m.hello(msg)
 		return
@@ -52,39 +48,20 @@ func (m *Member) fromApp(msg *api.Message) {
 	}
 }
 
-// newcomer is the deadline of a new application that waits for its welcome.
-type newcomer struct{}
-
-// inTransit tells whether a client of the application before is on its way to another
-// node, which has not said yet that it has it. The client still sends to this node; a
-// new application would take that for connections that it does not have, and reset
-// them. So it is welcomed, and gets its TUN, afterwards.
-func (m *Member) inTransit() bool {
-	for _, h := range m.outgoing {
-		if h.orphan && h.stage == transferring {
-			return true
-		}
-	}
-	return false
-}
-
-// welcome welcomes a newcomer.
-func (m *Member) welcome() {
-	msg := m.newcomer
-	m.forgetNewcomer()
-	m.hello(msg)
-}
-
-func (m *Member) forgetNewcomer() {
-	m.newcomer = nil
-	m.timers.Remove(newcomer{})
-}
-
 // hello begins a session. An application that comes back tells what it owns; a
 // new one owns nothing yet, but has to know which clients send directly.
 func (m *Member) hello(msg *api.Message) {
-	m.attached, m.accepts = true, msg.AcceptsHandoffs
-	m.toApp(&api.Message{Kind: api.Welcome, Config: m.sessionConfig()})
+	m.attached, m.accepts, m.takesAway = true, msg.AcceptsHandoffs, msg.TakesAway
+	if m.awaiting && msg.HasTUN {
+		m.restore(msg)
+	} else if m.awaiting {
+		m.restore(nil)
+	}
+	welcome := &api.Message{Kind: api.Welcome, Config: m.sessionConfig()}
+	if msg.TakesAway && !msg.HasTUN {
+		welcome.Config.Away = m.awayNow()
+	}
+	m.toApp(welcome)
 	for _, a := range msg.Resume {
 		m.own(a, 1, 0)
 	}
@@ -129,12 +106,12 @@ func (m *Member) sessionConfig() *api.SessionConfig {
 // appGone ends a session. If the application has ended its connections are
 // lost: its clients own nothing here, and are let go when they stay away.
 func (m *Member) appGone(lost bool) {
-	m.forgetNewcomer()
 	if !m.attached {
 		if lost {
 			m.recall(nil)
 		}
 		if lost && m.awaiting {
+			m.restore(nil)
 			m.awaiting = false
 			m.introduce()
 		}
@@ -203,6 +180,11 @@ func (m *Member) retire(c *client) {
 	m.disown(c)
 	m.event(api.EventGone, c.addr, "", "")
 	m.mobile(node.Release{Client: c.addr})
+	m.tellGone(c)
+}
+
+// tellGone tells the contact that nothing is left of a client.
+func (m *Member) tellGone(c *client) {
 	if m.IsContact() {
 		m.forget(m.cfg.Name, c.addr, c.epoch)
 	} else {
@@ -215,6 +197,7 @@ func (m *Member) enter(c *client) {
 	m.clients[c.addr] = c
 	m.beginners.remove(c.addr)
 	delete(m.onward, c.addr)
+	delete(m.absences.of, c.addr)
 }
 
 // disown takes a client out of the table.
@@ -239,7 +222,7 @@ func (m *Member) tellContact(c *client) {
 func (m *Member) report() {
 	m.tellPassed()
 	for _, h := range m.handoffs() {
-		if h.stage == transferring && !h.orphan {
+		if h.stage == transferring {
 			m.tellGiven(h)
 		}
 	}

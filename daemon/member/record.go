@@ -11,23 +11,25 @@ import (
 	"github.com/distributed-servers/ds/mobility/node"
 )
 
-// This file is what a target must not forget. A donor that has given a client
-// away may ask for the outcome long after, when its connection or its daemon is back, and the
-// client may have gone on or gone away meanwhile: to say then that it never came
-// would set free the donor's copy. So every handoff that is taken is recorded,
-// before anybody hears of it, until the donor's application is known to
-// know (Settled). A handoff that is not recorded was not taken and never will be: if
+// This file is what a target must not forget; away.go has what a donor must not. A
+// donor that has given a client away may ask for the outcome long after, when its
+// connection or its daemon is back, and the client may have gone on or gone away
+// meanwhile: to say then that it never came would set free the donor's copy. So every
+// handoff that is taken is recorded, before anybody hears of it, until the donor's
+// application is known to know (Settled). A handoff that is not recorded was not taken and never will be: if
 // that cannot be written, it is refused.
 //
 // Whether its application then heard of it, that knows itself, as long as it lives.
 // So the later changes may fail to be written, and what was said still stands.
 
-// Record is a change of what is remembered of a handoff to this member.
+// Record is a change of what is remembered of a handoff to this member, or from it
+// (away.go).
 type Record struct {
 	From   string     `json:"from"` // the donor
 	ID     uint64     `json:"id"`   // the donor's
 	Client netip.Addr `json:"client"`
 	State  State      `json:"state"`
+	To     string     `json:"to,omitempty"` // of Leaving and Left, whose donor is this member
 }
 
 // State is what is known of a handoff to this member.
@@ -42,6 +44,13 @@ const (
 	Activated
 	// Forgotten: nobody will ask any more.
 	Forgotten
+	// Leaving: this member is the donor, and the client is on its way, or about to be.
+	Leaving
+	// Left: and the target has it.
+	Left
+
+	// States is one more than the last.
+	States
 )
 
 func (s State) String() string {
@@ -52,6 +61,10 @@ func (s State) String() string {
 		return "activated"
 	case Forgotten:
 		return "forgotten"
+	case Leaving:
+		return "leaving"
+	case Left:
+		return "left"
 	}
 	return fmt.Sprintf("state %d", uint8(s))
 }
@@ -204,7 +217,7 @@ func (m *Member) doubt(d api.Doubt) {
 		m.tellGiven(h)
 		m.query(h)
 	}
-	h.session, h.orphan = d.ID, false
+	h.session, h.orphan, h.old = d.ID, false, false
 	m.bySession[h.session] = h
 	if h.stage == told {
 		m.toApp(h.done)

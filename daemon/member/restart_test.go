@@ -78,8 +78,8 @@ func (w *world) certain() {
 		if len(h.m.outgoing)+len(h.m.bySession)+len(h.m.incoming)+len(h.m.coming)+len(h.m.offers) != 0 {
 			w.fail("%s is not done with a handoff", n)
 		}
-		if len(h.m.records.of) != 0 {
-			w.fail("%s remembers %v, about which nobody will ask", n, h.m.records.of)
+		if len(h.m.records.of)+len(h.m.donated)+len(h.m.over) != 0 {
+			w.fail("%s remembers %v and %v, about which nobody will ask", n, h.m.records.of, h.m.donated)
 		}
 		if len(h.app.moving)+len(h.app.offered)+len(h.app.frozen) != 0 {
 			w.fail("%s's application is not done with handoffs: %+v, offered %v, frozen %v", n, h.app.moving, h.app.offered, h.app.frozen)
@@ -188,59 +188,66 @@ func TestCrashOfDonorInDoubt(t *testing.T) {
 	}
 }
 
-// A new application does not meet the packets of a client that the one before has
-// given away: it is welcomed when the target has said what has become of it, or after a
-// while if that does not.
-func TestNewcomerWaits(t *testing.T) {
-	for _, away := range []time.Duration{0, time.Minute} {
-		t.Run(away.String(), func(t *testing.T) {
-			w := begin(t, 1, 1)
-			c := clientAddr(0)
-			a := w.members["a"]
-			a.app.handOff(c, "b", 0)
-			for a.m.handoffs() == nil || a.m.handoffs()[0].stage != transferring {
-				w.run(10 * time.Microsecond)
+// A new application is told with its welcome which clients the one before has given away,
+// as long as it is not known to have been in vain, whether the daemon has ended, too, or
+// not and whether the two nodes can reach each other or not.
+func TestAway(t *testing.T) {
+	for _, daemon := range []bool{false, true} {
+		for _, apart := range []bool{false, true} {
+			for _, late := range []time.Duration{0, time.Millisecond, 10 * time.Millisecond, 3 * time.Second} {
+				t.Run(fmt.Sprintf("daemon %t, apart %t, after %v", daemon, apart, late), func(t *testing.T) { testAway(t, daemon, apart, late) })
 			}
-			if away > 0 {
-				w.disconnect("a", "b", away)
-			}
-			a.crash()
-			for a.app == nil {
-				w.run(10 * time.Microsecond)
-			}
-			came := w.now
-			for a.app.config == nil {
-				if a.m.inTransit() && a.m.attached && w.now < came+a.m.cfg.WelcomeTimeout {
-					t.Fatal("the application is welcomed while its client is on its way")
-				}
-				if w.now > came+3*a.m.cfg.WelcomeTimeout {
-					t.Fatal("the application is not welcomed")
-				}
-				w.run(10 * time.Microsecond)
-			}
-			if waited := w.now - came; (away > 0) != (waited >= a.m.cfg.WelcomeTimeout) {
-				t.Errorf("it has waited %v", waited)
-			}
-			w.run(10 * time.Minute)
-			w.oneOwner()
-			w.certain()
-		})
+		}
 	}
-	// One that goes away again before that is not welcomed any more.
-	w := begin(t, 1, 1)
+}
+
+func testAway(t *testing.T, daemon, apart bool, late time.Duration) {
+	w := begin(t, 1, 2)
+	c := clientAddr(0)
 	a := w.members["a"]
-	a.app.handOff(clientAddr(0), "b", 0)
+	if answer := w.handOff(clientAddr(1), "c"); answer.Err != nil { // which is over
+		w.fail("%v", answer.Err)
+	}
+	a.app.handOff(c, "b", 0)
 	for a.m.handoffs() == nil || a.m.handoffs()[0].stage != transferring {
 		w.run(10 * time.Microsecond)
 	}
-	w.disconnect("a", "b", time.Minute)
-	a.step(AppGone{Lost: true})
+	if apart {
+		w.disconnect("a", "b", time.Minute)
+	}
+	w.run(late)
+	w.lose(a.app)
 	a.app = nil
-	a.step(App{&api.Message{Kind: api.Hello, Program: "first"}})
-	a.step(AppGone{Lost: true})
-	w.run(10 * time.Minute)
-	if a.m.attached {
-		t.Error("one that has gone is attached")
+	if daemon {
+		a.restart()
+	} else {
+		a.step(AppGone{Lost: true})
+	}
+	a.attach()
+	w.run(sessionDelay)
+	told := make(map[netip.Addr]netip.Addr)
+	for _, away := range a.app.config.Away {
+		told[away.Client] = away.CareOf
+	}
+	// A daemon that was started anew has forgotten what was over a second before.
+	want := make(map[netip.Addr]netip.Addr)
+	if !daemon || late < passingTime {
+		want[clientAddr(1)] = addrs["c"].CareOf
+	}
+	if !daemon || late < passingTime || apart {
+		want[c] = addrs["b"].CareOf
+	}
+	if !maps.Equal(told, want) {
+		t.Errorf("told %v, want %v", told, want)
+	}
+	w.run(2 * time.Minute)
+	w.oneOwner()
+	if _, away := a.app.left[c]; w.owner(c) == "" && away {
+		t.Error("nobody has it, and it is not answered")
+	}
+	w.certain()
+	if w.run(2 * awayTime); len(a.m.awayNow()) > 0 {
+		t.Error("still away:", a.m.awayNow())
 	}
 }
 

@@ -87,6 +87,7 @@ func soakSeeded(t *testing.T, seed uint64, all *soak) {
 	}
 	for begun := 0; begun < soakRun; {
 		clear(w.mayEnd)
+		clear(w.forgotten)
 		for range 25 {
 			for i := range clients {
 				c, to := clientAddr(i), names[w.rand.IntN(3)]
@@ -160,13 +161,16 @@ func (w *world) lose(a *app) {
 			w.mayEnd[c] = true
 		}
 	}
+	if a.h.disk != nil {
+		for c := range a.left {
+			w.forgotten[c] = true
+		}
+		for c := range a.frozen {
+			w.forgotten[c] = true
+		}
+	}
 	for _, o := range a.offered {
 		w.mayEnd[o.Client] = true
-	}
-	for c, d := range a.left { // of those, too, whose packets it still sends on, until the contact has heard
-		if w.now < d.until-forwardTime+time.Second {
-			w.mayEnd[c] = true
-		}
 	}
 	for _, n := range names { // and of those that are on their way to it, who knows
 		if o := w.members[n].app; o != nil {

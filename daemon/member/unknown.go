@@ -23,7 +23,9 @@ import (
 //     wait for a node that does not run. After reportTime it is taken in any case.
 //
 // A member that has told everything once does not have to again: a client that it
-// gets later is one that the contact knows as another one's.
+// gets later is one that the contact knows as another one's. But one whose daemon was
+// started anew may have had a client begin, for which it had been sent on another's
+// connections, and ended before it told.
 
 // reportTime is how long clients that are new wait at most, from when a member
 // becomes the contact: longer than an application waits before it tries again to
@@ -34,6 +36,13 @@ const reportTime = 5 * time.Second
 func (m *Member) mayHaveToldAll(name string) {
 	if hello := m.up[name]; m.IsContact() && m.missing[name] && hello != nil && !hello.Awaiting {
 		delete(m.missing, name)
+	}
+}
+
+// mayKnowMore is that a member's daemon was started anew, whose application is not back.
+func (m *Member) mayKnowMore(name string, hello *Message) {
+	if _, missing := m.missing[name]; m.IsContact() && hello.Awaiting && !missing {
+		m.missing[name] = false
 	}
 }
 

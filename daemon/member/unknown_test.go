@@ -92,7 +92,14 @@ func (w *world) noResets() {
 	w.t.Helper()
 	contact := w.agentSendsTo()
 	for client := range w.clients {
-		if w.mayEnd[client] || !slices.ContainsFunc(names, func(n string) bool { a := w.members[n].app; return a != nil && a.has(client) }) {
+		if w.forgotten[client] {
+			continue
+		}
+		// What may have ended is somewhere if it is alive there, and not frozen: in vain.
+		if !slices.ContainsFunc(names, func(n string) bool {
+			a := w.members[n].app
+			return a != nil && (a.live[client] || !w.mayEnd[client] && a.has(client))
+		}) {
 			continue
 		}
 		for _, at := range names {
@@ -113,7 +120,7 @@ func (w *world) noResets() {
 func (w *world) answers(node string, client netip.Addr) bool {
 	for range names {
 		a := w.members[node].app
-		if a == nil || a.has(client) {
+		if a == nil || a.config == nil || a.has(client) { // or is not welcomed yet
 			return true
 		}
 		if w.now >= a.left[client].until {

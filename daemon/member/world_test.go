@@ -49,6 +49,10 @@ type world struct {
 	replay string
 	ended  func(why string)    // of every handoff, if not nil
 	mayEnd map[netip.Addr]bool // clients whose connections may have been lost
+
+	// forgotten are clients of which a node may not know that it had them: its application
+	// has ended, and its disk was full.
+	forgotten map[netip.Addr]bool
 }
 
 var (
@@ -168,7 +172,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 	w := &world{
 		t: t, rand: rand.New(rand.NewPCG(seed, 0)), now: time.Second,
 		members: make(map[string]*host), clients: make(map[netip.Addr]*testClient), up: make(map[[2]string]int),
-		mayEnd: make(map[netip.Addr]bool),
+		mayEnd: make(map[netip.Addr]bool), forgotten: make(map[netip.Addr]bool),
 	}
 	var err error
 	w.agent, err = homeagent.New(homeagent.Config{
@@ -220,7 +224,7 @@ func (h *host) attach() {
 		}
 		h.app = a
 	}
-	hello := &api.Message{Kind: api.Hello, Program: "test", AcceptsHandoffs: true, HasTUN: a.session > 0, Doubts: a.doubts(), TellsMissed: true, Missed: slices.Clone(a.missed)}
+	hello := &api.Message{Kind: api.Hello, Program: "test", AcceptsHandoffs: true, HasTUN: a.session > 0, Doubts: a.doubts(), TakesAway: true, TellsMissed: true, Missed: slices.Clone(a.missed)}
 	if a.session%2 == 0 {
 		a.session++
 	}
@@ -496,6 +500,11 @@ func (a *app) receive(m *api.Message) {
 	case a.hangs:
 	case api.Welcome, api.ConfigChanged:
 		a.config = m.Config
+		for _, away := range m.Config.Away {
+			a.left[away.Client] = departure{a.h.m.other[away.CareOf], w.now + forwardTime}
+		}
+	case api.Nobodys:
+		delete(a.left, m.Client)
 	case api.Bound:
 		a.bound[m.Client] = true
 	case api.Unbound:

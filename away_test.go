@@ -1,0 +1,88 @@
+package ds_test
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/dstest"
+)
+
+// begun begins a handoff from a to b, and returns when the daemon of b has sent, or is
+// about to take, a message of a kind. It goes on when goOn is called. Then the
+// application of a ends, perhaps with its daemon, and another takes its place.
+func begun(t *testing.T, kind api.Kind, daemon bool, answer string) (w *world, s *stream, goOn func()) {
+	reached, going := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	w = newWorld(t, func(c *dstest.Cluster) {
+		c.Intercept = func(node string, m *api.Message) error {
+			if node == "b" && m.Kind == kind {
+				once.Do(func() {
+					close(reached)
+					<-going
+					m.Error = answer
+				})
+			}
+			return nil
+		}
+	}, "a", "b")
+	goOn = sync.OnceFunc(func() { close(going) })
+	t.Cleanup(goOn) // before the world ends
+	s = w.dial(client1)
+	s.ping(t)
+	before := w.nodes["a"]
+	ended := make(chan struct{})
+	go func() { before.handoff(client1, "b"); close(ended) }()
+	<-reached
+	w.cluster.End("a", daemon)
+	w.start("a")
+	before.stop()
+	<-ended
+	return w, s, goOn
+}
+
+// An application is started anew after one that had given a client away. What the client
+// sends here goes to the target, whose daemon has taken it, and whose application
+// has not heard so yet. If the daemon has ended, too, the one that is started anew
+// knows all the same.
+func TestAway(t *testing.T) {
+	for _, daemon := range []bool{false, true} {
+		name := "application"
+		if daemon {
+			name += " and daemon"
+		}
+		t.Run(name, func(t *testing.T) {
+			w, s, goOn := begun(t, api.Activate, daemon, "")
+			w.nodes["a"].Stack().Inject(segment(s.Conn))
+			goOn()
+			s.ping(t)
+			w.awaitOwner(client1, "b")
+			w.nodes["a"].Stack().Inject(segment(s.Conn)) // it may still, when it is over
+			s.ping(t)
+			w.awaitHandoff(client1, "b", "a") // and it may come back
+			s.ping(t)
+			w.noFaults()
+		})
+	}
+}
+
+// The target refuses: nobody has the client any more, which hears that.
+func TestAwayInVain(t *testing.T) {
+	w, s, goOn := begun(t, api.Accepted, false, "not today")
+	if _, err := s.Write(make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	goOn()
+	s.SetDeadline(time.Now().Add(20 * time.Second))
+	var timeout net.Error
+	if _, err := io.ReadFull(s, make([]byte, 1)); err == nil || errors.As(err, &timeout) && timeout.Timeout() {
+		t.Errorf("the connection that has ended with an application: %v", err)
+	}
+	again := w.dial(client1)
+	again.ping(t)
+	w.noFaults()
+}

@@ -1,0 +1,154 @@
+package member
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/distributed-servers/ds/daemon/api"
+)
+
+// This file is what a donor must not forget while its application may end: which
+// clients that had are elsewhere, or may be. What they still send here, because the
+// contact or they themselves have not heard yet, an application itself sends on. The
+// one that comes after it does not know these connections, and would reset them; it is
+// told with its welcome whom to send on, and where to. Of clients of which it turns
+// out that nobody has them it is told afterwards.
+//
+// The daemon may end with its application. So a handoff is recorded, too, from Prepare
+// until a second after its end. That is not to be waited for: what is not recorded is
+// handed off all the same.
+
+// absence is a client that another member has got.
+type absence struct {
+	client netip.Addr
+	to     string
+	until  time.Duration // when nothing of it comes here any more
+}
+
+// absences are those of late.
+type absences struct {
+	of    map[netip.Addr]absence
+	order []absence // may have some that are forgotten
+}
+
+const (
+	awayTime    = time.Minute // what an application's stack sends on for, too
+	maxAbsences = 1 << 15
+)
+
+func (d *absences) add(dep absence, now time.Duration) {
+	if d.of == nil {
+		d.of = make(map[netip.Addr]absence)
+	}
+	d.of[dep.client] = dep
+	d.order = append(d.order, dep)
+	for len(d.order) > maxAbsences || d.order[0].until <= now {
+		if first := d.order[0]; d.of[first.client] == first {
+			delete(d.of, first.client)
+		}
+		d.order = d.order[1:]
+	}
+}
+
+// leaving records that a handoff begins.
+func (m *Member) leaving(h *handoff) {
+	m.recordOwn(Record{From: m.cfg.Name, ID: h.id, Client: h.c.addr, To: h.to, State: Leaving})
+}
+
+// left records that the target has the client.
+func (m *Member) left(h *handoff) {
+	if m.clients[h.c.addr] == nil { // and it has not come back
+		m.absences.add(absence{h.c.addr, h.to, m.now + awayTime}, m.now)
+	}
+	m.recordOwn(Record{From: m.cfg.Name, ID: h.id, Client: h.c.addr, To: h.to, State: Left})
+	m.forgetLater(h.id)
+}
+
+// stayed records that the target does not have it.
+func (m *Member) stayed(id uint64) {
+	if rec, known := m.donated[id]; known && rec.State == Leaving {
+		rec.State = Forgotten
+		m.recordOwn(rec)
+	}
+}
+
+func (m *Member) recordOwn(rec Record) {
+	m.setOwn(rec)
+	m.out.Record = append(m.out.Record, rec)
+}
+
+func (m *Member) setOwn(rec Record) {
+	if rec.State == Forgotten {
+		delete(m.donated, rec.ID)
+	} else {
+		m.donated[rec.ID] = rec
+	}
+}
+
+// settling is the time until handoffs that have ended are forgotten, together.
+type settling struct{}
+
+func (m *Member) forgetLater(id uint64) {
+	if len(m.over) == 0 {
+		m.timers.Set(settling{}, m.now+passingTime)
+	}
+	m.over = append(m.over, id)
+}
+
+func (m *Member) forgetOver() {
+	for _, id := range m.over {
+		if rec, known := m.donated[id]; known {
+			rec.State = Forgotten
+			m.recordOwn(rec)
+		}
+	}
+	m.over = m.over[:0]
+}
+
+// restore takes up, after a start, what was recorded: of an application that has come
+// back, which is in doubt about some handoffs and knows about the others, or, without
+// hello, of one that has ended.
+func (m *Member) restore(hello *api.Message) {
+	for _, rec := range m.ownRecords() {
+		h := &handoff{id: rec.ID, c: &client{addr: rec.Client, connections: 1}, to: rec.To, stage: transferring, orphan: true, old: true}
+		switch {
+		case rec.State == Left:
+			m.left(h)
+			m.pass(h)
+		case hello == nil:
+			m.outgoing[h.id] = h
+			m.tellGiven(h)
+			m.query(h)
+		case !slices.ContainsFunc(hello.Doubts, func(d api.Doubt) bool { return d.Handoff == rec.ID }):
+			m.stayed(rec.ID)
+		}
+	}
+}
+
+func (m *Member) ownRecords() []Record {
+	return slices.SortedFunc(maps.Values(m.donated), func(a, b Record) int { return cmp.Compare(a.ID, b.ID) })
+}
+
+// awayNow are the clients that a new application is not to answer.
+func (m *Member) awayNow() (all []api.Away) {
+	to := make(map[netip.Addr]string)
+	for client, d := range m.absences.of {
+		if m.now < d.until {
+			to[client] = d.to
+		}
+	}
+	for _, h := range m.outgoing {
+		if h.orphan && h.stage == transferring {
+			to[h.c.addr] = h.to
+		}
+	}
+	for _, client := range slices.SortedFunc(maps.Keys(to), netip.Addr.Compare) {
+		if n, known := m.cfg.Nodes[to[client]]; known && m.clients[client] == nil {
+			all = append(all, api.Away{Client: client, CareOf: n.CareOf})
+		}
+	}
+	return all
+}

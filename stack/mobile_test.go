@@ -293,10 +293,34 @@ func TestMobile(t *testing.T) {
 	if seen[0].optimised != bound[0].optimised || tooBig != 0 || largest > 1500 {
 		t.Errorf("unbound again: %+v, %d too big, largest %d", seen, tooBig, largest)
 	}
-	// Acknowledgements that were on the way when the binding ended are refused.
-	stats := w.nodes[0].ShimStats()
-	stats.Unbound = 0
-	if stats != (stack.ShimStats{}) {
+	if stats := w.nodes[0].ShimStats(); stats != (stack.ShimStats{}) {
+		t.Errorf("dropped %+v", stats)
+	}
+}
+
+// TestMobileEarly: a client may use a binding before its node has been told of it.
+func TestMobileEarly(t *testing.T) {
+	w := mobileWorld(t, 1500, nil)
+	c, s := connect(t, w.client.Stack, w.nodes[0].Stack, server6)
+	pingPong(t, c, s)
+	w.bind(careOf[0])
+	transfer(t, c, s, 3, 1<<20)
+	if stats := w.nodes[0].ShimStats(); stats != (stack.ShimStats{}) {
+		t.Errorf("dropped %+v", stats)
+	}
+	// But not for a connection that is not here, nor to begin one.
+	for _, p := range [][]byte{
+		syn(netip.AddrPortFrom(client6, 1000), netip.AddrPortFrom(server6, 80)),
+		syn(netip.AddrPortFrom(client6, 1000), netip.MustParseAddrPort(s.LocalAddr().String())),
+	} {
+		before := w.nodes[0].Netstack().Stats().IP.PacketsReceived.Value()
+		w.fromClient(p)
+		w.devs[0].settle(t)
+		if got := w.nodes[0].Netstack().Stats().IP.PacketsReceived.Value() - before; got != 0 {
+			t.Errorf("netstack got %d packets", got)
+		}
+	}
+	if stats := w.nodes[0].ShimStats(); stats.Unbound != 2 {
 		t.Errorf("dropped %+v", stats)
 	}
 }

@@ -34,6 +34,7 @@ type arrived struct {
 // worth is what is known of a packet and its segments.
 type worth struct {
 	late     bool // a peer has forwarded it
+	early    bool // it came by a binding that the shim has not been told of
 	partial  bool // the TCP checksum has only the pseudo-header's part, which may be wrong: nobody is to look
 	verified bool // the TCP checksum is right
 	size     int  // if not 0, a super-packet: the payload of each segment but the last
@@ -130,7 +131,7 @@ func (l *link) arrive(batch []arrived, merger *coalescer) {
 				l.shim.signalling(a.p)
 			}
 			if q != nil {
-				a.late = is == late
+				a.late, a.early = is == late, is == early
 				kept = append(kept, arrived{q, a.worth})
 			}
 		}
@@ -150,6 +151,8 @@ func (l *link) receive(batch []arrived, merger *coalescer) {
 		case taken:
 		case a.late && l.strayed(a.p):
 			l.shim.dropped.late.Add(1)
+		case a.early && !l.serves(a.p):
+			l.shim.dropped.unbound.Add(1)
 		default:
 			kept = append(kept, a)
 		}
@@ -181,21 +184,39 @@ func (l *link) receive(batch []arrived, merger *coalescer) {
 // whether a connection has ended or lives elsewhere: those that were here before
 // an application was started anew may have moved on, and only their filters knew.
 func (l *link) strayed(p []byte) bool {
-	t, ok := InboundTuple(p)
+	ep, ok := l.endpoint(p)
 	if !ok {
 		return false // nor does it answer that: ICMP errors, fragments but the first
 	}
-	ep := l.ns.FindTransportEndpoint(protocolOf(t.Local.Addr()), tcp.ProtocolNumber, gstack.TransportEndpointID{
-		LocalPort: t.Local.Port(), LocalAddress: toAddress(t.Local.Addr()),
-		RemotePort: t.Remote.Port(), RemoteAddress: toAddress(t.Remote.Addr()),
-	}, nicID)
-	if ep == nil {
-		return true
-	}
 	// A client that is thought to be here may begin a connection, but none that
 	// a listener knows of is under way.
-	listener, ok := ep.(*tcp.Endpoint)
-	return ok && listener.EndpointState() == tcp.StateListen && !begins(p)
+	return ep == nil || listens(ep) && !begins(p)
+}
+
+// serves tells whether a packet is a segment of a connection that is here. When a client
+// has accepted our Binding Update, what it sends may be faster than the word that it
+// was sent.
+func (l *link) serves(p []byte) bool {
+	ep, _ := l.endpoint(p)
+	return ep != nil && !listens(ep)
+}
+
+// endpoint is which endpoint a segment is for, nil if there is none; ok is false if the
+// packet is none.
+func (l *link) endpoint(p []byte) (ep gstack.TransportEndpoint, ok bool) {
+	t, ok := InboundTuple(p)
+	if !ok {
+		return nil, false
+	}
+	return l.ns.FindTransportEndpoint(protocolOf(t.Local.Addr()), tcp.ProtocolNumber, gstack.TransportEndpointID{
+		LocalPort: t.Local.Port(), LocalAddress: toAddress(t.Local.Addr()),
+		RemotePort: t.Remote.Port(), RemoteAddress: toAddress(t.Remote.Addr()),
+	}, nicID), true
+}
+
+func listens(ep gstack.TransportEndpoint) bool {
+	e, ok := ep.(*tcp.Endpoint)
+	return ok && e.EndpointState() == tcp.StateListen
 }
 
 // begins tells whether a TCP segment is the first of a connection.

@@ -27,6 +27,10 @@ import (
 //	unbound     in a tunnel from Via or a peer     in a tunnel to Via (RFC 6275
 //	            (RFC 2473)                         §11.3.1)
 //
+// What comes with a routing header from a client that is unbound is taken if it is for
+// a connection that is here, or held: the client may have heard of the binding before
+// the shim has.
+//
 // Packets to the home address that come as they are, because somebody else has
 // ended the tunnel, pass too. So does all that concerns other addresses.
 //
@@ -76,7 +80,7 @@ const minMobileMTU = header.IPv6MinimumMTU + shimHeadroom
 
 // ShimStats counts packets that the shim dropped.
 type ShimStats struct {
-	Unbound   uint64 // with a routing header, from a client without binding here
+	Unbound   uint64 // with a routing header, from a client without binding here, and for no connection here
 	Stranger  uint64 // in a tunnel from neither Via nor a peer
 	Malformed uint64 // broken, or spoofed beyond doubt
 	Late      uint64 // segments in a tunnel from a peer, for no connection here

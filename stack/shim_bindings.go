@@ -17,7 +17,7 @@ import (
 type bindingState uint8
 
 const (
-	unbound bindingState = iota // nothing comes in by its binding, what goes out is tunnelled
+	unbound bindingState = iota // nothing new comes in by its binding, what goes out is tunnelled
 	bound                       // both ways by the binding
 	leaving                     // comes in still, what goes out is tunnelled
 )

@@ -152,6 +152,7 @@ const (
 	plain  note = iota
 	signal      // it is for Mobile.Signalling, unchanged, and for nobody else
 	late        // it was in a tunnel from a peer
+	early       // it came by a binding that the shim has not been told of
 )
 
 // inbound makes of a packet from the device what the filter and the netstack
@@ -297,10 +298,7 @@ func (s *shim) routed(p []byte, next, at int) (q []byte, is note) {
 	case broken:
 		return s.malformed()
 	}
-	if s.bindings.state(p[8:24]) == unbound {
-		s.dropped.unbound.Add(1)
-		return nil, plain
-	}
+	told := s.bindings.state(p[8:24]) != unbound
 	p[next] = p[at]
 	copy(p[routingSize:], p[:at]) // the headers before it move up
 	q = p[routingSize:]
@@ -308,7 +306,10 @@ func (s *shim) routed(p []byte, next, at int) (q []byte, is note) {
 	setPayloadLength(q, len(q)-ip6Size)
 	u.at -= routingSize
 	u.cutAt -= routingSize
-	return s.finish(q, u)
+	if q, is = s.finish(q, u); q != nil && !told {
+		is = early
+	}
+	return q, is
 }
 
 // tunnelled takes the packet at p[at:] out of its tunnel.

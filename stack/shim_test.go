@@ -41,9 +41,14 @@ func testShim(t testing.TB, clients ...netip.Addr) *shim {
 	return s
 }
 
-// in and out run a copy of a packet through the shim.
+// in and out run a copy of a packet through the shim. What is early does not come in:
+// there is no connection for it.
 func (s *shim) in(p []byte) (q []byte, signalling bool) {
 	q, is := s.inbound(slices.Clone(p))
+	if is == early {
+		s.dropped.unbound.Add(1)
+		q = nil
+	}
 	return q, is == signal
 }
 

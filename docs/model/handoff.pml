@@ -89,6 +89,8 @@ bit owns[N];			/* Member.clients has the client */
 bit idle[N];			/* whose connections are lost */
 mtype:stage out[H+1];		/* Member.outgoing, at the donor */
 bit orphan[H+1];		/* whose application has ended */
+bit old[H+1];			/* and so has its daemon */
+bit donated[H+1];		/* recorded by the donor; outlives the daemon */
 byte incoming[N];		/* Member.incoming, at the target: the handoff */
 mtype:offer stage[N];		/* and how far it is */
 mtype:record record[H+1];	/* Member.records, at the target */
@@ -316,6 +318,12 @@ inline retire(n) {
 	disown(n)
 }
 
+/* restore takes up what was recorded by a daemon that has ended with its application. */
+inline restore(n) {
+	out[h] = transferring; orphan[h] = 1; old[h] = 1;
+	sendPeer(n, to[h], Query, h, 0)
+}
+
 /* hello begins a session: the application tells which clients it has, and which
  * handoffs it is in doubt about, if it was attached before. */
 inline hello(n, before) {
@@ -330,6 +338,11 @@ inline hello(n, before) {
 	:: !found
 	fi;
 	for (h : 1 .. H) {
+		if
+		:: from[h] == n && to[h] != n && donated[h] && out[h] == none && !before -> restore(n)
+		:: from[h] == n && to[h] != n && donated[h] && out[h] == none && before && !(moving[n] == h && phase[n] == transferring) -> donated[h] = 0
+		:: else
+		fi;
 		if
 #ifndef NO_DOUBTS
 		:: from[h] == n && to[h] != n && moving[n] == h && phase[n] == transferring && out[h] == none ->
@@ -399,7 +412,7 @@ inline fromApp(n) {
 			found = found && !(from[i] == n && early(i))
 		}
 		if
-		:: found -> out[h] = preparing; sendPeer(n, to[h], Prepare, h, 0)
+		:: found -> out[h] = preparing; donated[h] = 1; sendPeer(n, to[h], Prepare, h, 0)
 		:: else -> sendApp(n, Prepared, h, 1)
 		fi
 	:: k == Transfer ->
@@ -407,7 +420,7 @@ inline fromApp(n) {
 		:: out[h] == prepared -> transfer(n)
 		:: else -> sendApp(n, Done, h, 1)
 		fi
-	:: k == Abort && early(h) -> out[h] = none; sendPeer(n, to[h], Abort, h, 0)
+	:: k == Abort && early(h) -> out[h] = none; donated[h] = 0; sendPeer(n, to[h], Abort, h, 0)
 	:: k == Abort && out[h] == transferring -> sendPeer(n, to[h], Query, h, 0)
 	:: k == Settled && out[h] == told -> out[h] = none; sendPeer(n, to[h], Settled, h, 0)
 	:: k == Accepted && incoming[n] == h && stage[n] == offering ->
@@ -427,7 +440,7 @@ inline appGone(n) {
 	session[n] = none;
 	for (h : 1 .. H) {
 		if
-		:: from[h] == n && to[h] != n && early(h) -> out[h] = none; sendPeer(n, to[h], Abort, h, 0)
+		:: from[h] == n && to[h] != n && early(h) -> out[h] = none; donated[h] = 0; sendPeer(n, to[h], Abort, h, 0)
 		:: from[h] == n && to[h] != n && out[h] == told -> out[h] = none; sendPeer(n, to[h], Settled, h, 0)
 		:: from[h] == n && to[h] != n && out[h] == transferring -> orphan[h] = 1
 		:: else
@@ -447,12 +460,14 @@ inline fail(n, id) {
 	:: out[id] == preparing -> sendApp(n, Prepared, id, 1)
 	:: else
 	fi;
-	out[id] = none
+	out[id] = none; donated[id] = 0
 }
 
 inline done(n) {
+	donated[h] = 0;
 	if
-	:: e ->
+	:: e && old[h] -> out[h] = none /* nothing is left of it here */
+	:: e && !old[h] ->
 		out[h] = none;
 		owns[n] = 1; idle[n] = orphan[h];
 		epoch[n] = (epochThere[h] -> epochThere[h] + 1 : 0);
@@ -468,7 +483,7 @@ inline done(n) {
 #endif
 	:: !e && orphan[h] -> out[h] = none; sendPeer(n, to[h], Settled, h, 0)
 	fi;
-	orphan[h] = 0
+	orphan[h] = 0; old[h] = 0
 }
 
 /* judge answers a donor that asks, or has given away what is not expected here. */
@@ -581,7 +596,16 @@ inline restart(n) {
 	fi;
 	for (h : 1 .. H) {
 		if
-		:: from[h] == n && to[h] != n -> out[h] = none; orphan[h] = 0; epochThere[h] = 0
+		:: from[h] == n && to[h] != n ->
+			out[h] = none; orphan[h] = 0; old[h] = 0; epochThere[h] = 0;
+			if
+#ifdef ASK_TOO_SOON
+			:: donated[h] -> restore(n)
+#else
+			:: donated[h] && !alive[n] -> restore(n)
+#endif
+			:: else
+			fi
 #ifdef NO_RECORDS
 		:: to[h] == n && from[h] != n -> record[h] = none; disk[h] = none
 #else

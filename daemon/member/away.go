@@ -26,6 +26,7 @@ type absence struct {
 	client netip.Addr
 	to     string
 	until  time.Duration // when nothing of it comes here any more
+	id     uint64        // of the handoff
 }
 
 // absences are those of late.
@@ -61,15 +62,31 @@ func (m *Member) leaving(h *handoff) {
 // left records that the target has the client.
 func (m *Member) left(h *handoff) {
 	if m.clients[h.c.addr] == nil { // and it has not come back
-		m.absences.add(absence{h.c.addr, h.to, m.now + awayTime}, m.now)
+		m.absences.add(absence{h.c.addr, h.to, m.now + awayTime, h.id}, m.now)
 	}
 	m.recordOwn(Record{From: m.cfg.Name, ID: h.id, Client: h.c.addr, To: h.to, State: Left})
 	m.forgetLater(h.id)
 }
 
+// returned records that a client has come back, from whomever.
+func (m *Member) returned(client netip.Addr) {
+	a, away := m.absences.of[client]
+	if !away {
+		return
+	}
+	delete(m.absences.of, client)
+	m.forgetOwn(a.id)
+}
+
 // stayed records that the target does not have it.
 func (m *Member) stayed(id uint64) {
-	if rec, known := m.donated[id]; known && rec.State == Leaving {
+	if m.donated[id].State == Leaving {
+		m.forgetOwn(id)
+	}
+}
+
+func (m *Member) forgetOwn(id uint64) {
+	if rec, known := m.donated[id]; known {
 		rec.State = Forgotten
 		m.recordOwn(rec)
 	}
@@ -100,10 +117,7 @@ func (m *Member) forgetLater(id uint64) {
 
 func (m *Member) forgetOver() {
 	for _, id := range m.over {
-		if rec, known := m.donated[id]; known {
-			rec.State = Forgotten
-			m.recordOwn(rec)
-		}
+		m.forgetOwn(id)
 	}
 	m.over = m.over[:0]
 }

@@ -197,7 +197,7 @@ func (m *Member) enter(c *client) {
 	m.clients[c.addr] = c
 	m.beginners.remove(c.addr)
 	delete(m.onward, c.addr)
-	delete(m.absences.of, c.addr)
+	m.returned(c.addr)
 }
 
 // disown takes a client out of the table.

@@ -224,7 +224,7 @@ func testAway(t *testing.T, daemon, apart bool, late time.Duration) {
 		a.step(AppGone{Lost: true})
 	}
 	a.attach()
-	w.run(sessionDelay)
+	w.run(2 * sessionDelay)
 	told := make(map[netip.Addr]netip.Addr)
 	for _, away := range a.app.config.Away {
 		told[away.Client] = away.CareOf
@@ -249,6 +249,32 @@ func testAway(t *testing.T, daemon, apart bool, late time.Duration) {
 	if w.run(2 * awayTime); len(a.m.awayNow()) > 0 {
 		t.Error("still away:", a.m.awayNow())
 	}
+}
+
+// A client comes back, and goes with application and daemon: it is not away.
+func TestAwayNoMore(t *testing.T) {
+	w := begin(t, 1, 1)
+	c := clientAddr(0)
+	for _, h := range [...][2]string{{"a", "b"}, {"b", "a"}} {
+		w.members[h[0]].app.handOff(c, h[1], 0)
+		for w.owner(c) != h[1] {
+			w.run(10 * time.Microsecond)
+		}
+		for w.members[h[0]].app.ended[c] == "" && len(w.members[h[0]].app.moving) > 0 {
+			w.run(10 * time.Microsecond)
+		}
+	}
+	a := w.members["a"]
+	w.lose(a.app)
+	a.app = nil
+	a.restart()
+	a.attach()
+	w.run(2 * sessionDelay)
+	if away := a.app.config.Away; len(away) > 0 {
+		t.Errorf("away is %v", away)
+	}
+	w.run(2 * time.Minute)
+	w.certain()
 }
 
 // Whatever is started anew or disconnected whenever: one node has each client in

@@ -54,6 +54,9 @@ func (a *application) attach(hello *api.Message) (*ds.Attachment, error) {
 	if before := d.app; before != nil && before.session != nil {
 		before.session.endLocked()
 	}
+	if hello.HasTUN {
+		c.seen.resumed(d.name, hello)
+	}
 	s := &session{app: a, process: p}
 	s.more.L = &s.mu
 	at := &ds.Attachment{Session: s, Daemon: monitor{d}}

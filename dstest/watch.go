@@ -124,6 +124,18 @@ func (w *watch) sent(a *application, m *api.Message) (given *gift) {
 	return nil
 }
 
+// resumed is what a node's application says when it attaches again. What is not among it
+// has ended while there was no session to say so.
+func (w *watch) resumed(node string, hello *api.Message) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for client, holder := range w.holders {
+		if holder == node && !slices.Contains(hello.Resume, client) {
+			delete(w.holders, client)
+		}
+	}
+}
+
 // received is what a node's application is told.
 func (w *watch) received(a *application, m *api.Message) {
 	w.mu.Lock()

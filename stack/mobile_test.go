@@ -313,12 +313,8 @@ func TestMobileEarly(t *testing.T) {
 		syn(netip.AddrPortFrom(client6, 1000), netip.AddrPortFrom(server6, 80)),
 		syn(netip.AddrPortFrom(client6, 1000), netip.MustParseAddrPort(s.LocalAddr().String())),
 	} {
-		before := w.nodes[0].Netstack().Stats().IP.PacketsReceived.Value()
 		w.fromClient(p)
 		w.devs[0].settle(t)
-		if got := w.nodes[0].Netstack().Stats().IP.PacketsReceived.Value() - before; got != 0 {
-			t.Errorf("netstack got %d packets", got)
-		}
 	}
 	if stats := w.nodes[0].ShimStats(); stats.Unbound != 2 {
 		t.Errorf("dropped %+v", stats)

@@ -105,9 +105,14 @@ func (r *records) add(recs []member.Record) error {
 	}
 	b, err := appendRecords(nil, recs)
 	if err == nil {
-		killpoint.Here("record write", recs[0].State)
+		asTarget := recs[0].To == ""
+		if asTarget {
+			killpoint.Here("record write", recs[0].State)
+		}
 		_, err = r.file.Write(b)
-		killpoint.Here("record written", recs[0].State)
+		if asTarget {
+			killpoint.Here("record written", recs[0].State)
+		}
 	}
 	if err != nil {
 		r.torn = true

@@ -62,7 +62,7 @@ func TestFaults(t *testing.T) {
 					if tt.fault == nil {
 						m.Error = "not today"
 					}
-					if tt.committed { // so that the answer does not come before the error is out
+					if tt.is == ds.ErrDetached { // so that no answer comes before the error is out
 						c.SetDown(node, true)
 					}
 					return tt.fault

@@ -730,12 +730,12 @@ func FuzzShimIn(f *testing.F) {
 		case lost:
 			t.Fatal("delivered and counted as dropped")
 		default:
-			checkDelivered(t, was, q)
+			checkDelivered(t, was, q, is)
 		}
 	})
 }
 
-func checkDelivered(t *testing.T, was, q []byte) {
+func checkDelivered(t *testing.T, was, q []byte, is note) {
 	dst := func(p []byte) netip.Addr { return netip.AddrFrom16([16]byte(p[24:40])) }
 	if len(was) < 40 || was[0]>>4 != 6 || dst(was) != homeAddr && dst(was) != careOfAddr {
 		if !bytes.Equal(q, was) {
@@ -753,10 +753,13 @@ func checkDelivered(t *testing.T, was, q []byte) {
 		switch netip.AddrFrom16([16]byte(was[8:24])) {
 		case viaAddr, peerAddr:
 		default:
-			if q[6] != 58 { // an error behind extension headers
+			if is != early && q[6] != 58 { // an error behind extension headers
 				t.Fatal("delivered from somebody without binding")
 			}
 		}
+	}
+	if is == early && netip.AddrFrom16([16]byte(was[8:24])) == clientAddr {
+		t.Fatal("from a client with a binding, as if it had none")
 	}
 	if _, _, proto, _, _, ok := parseIP(q); ok && proto == nextMobility {
 		t.Fatal("the netstack got a mobility message")

@@ -370,10 +370,10 @@ const awakeTime = 20 * time.Millisecond
 
 // toPeers sends messages to other nodes, together what goes to the same one.
 func (n *Node) toPeers(all []member.ToPeer) {
-	for _, p := range all {
-		if p.Message.Kind == member.Prepare || p.Message.Kind == member.Prepared {
-			n.awake.For(awakeTime)
-		}
+	if slices.ContainsFunc(all, func(p member.ToPeer) bool {
+		return p.Message.Kind == member.Prepare || p.Message.Kind == member.Prepared
+	}) {
+		n.awake.For(awakeTime)
 	}
 	for len(all) > 0 {
 		to := all[0].To

@@ -17,8 +17,8 @@ import (
 )
 
 // records is a server's file of handoffs to this node that a donor may ask about, and
-// of those from it that are under way, a change a line, in JSON. It survives the daemon, not a host that loses power:
-// nothing waits for the disk.
+// of those from it that are under way, a change a line, in JSON. It survives the
+// daemon, not a host that loses power: nothing waits for the disk.
 type records struct {
 	path  string
 	file  io.WriteCloser
@@ -105,7 +105,7 @@ func (r *records) add(recs []member.Record) error {
 	}
 	b, err := appendRecords(nil, recs)
 	if err == nil {
-		asTarget := recs[0].To == ""
+		asTarget := recs[0].To == "" // the points are of its stages
 		if asTarget {
 			killpoint.Here("record write", recs[0].State)
 		}

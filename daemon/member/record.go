@@ -16,8 +16,8 @@ import (
 // connection or its daemon is back, and the client may have gone on or gone away
 // meanwhile: to say then that it never came would set free the donor's copy. So every
 // handoff that is taken is recorded, before anybody hears of it, until the donor's
-// application is known to know (Settled). A handoff that is not recorded was not taken and never will be: if
-// that cannot be written, it is refused.
+// application is known to know (Settled). A handoff that is not recorded was not
+// taken and never will be: if that cannot be written, it is refused.
 //
 // Whether its application then heard of it, that knows itself, as long as it lives.
 // So the later changes may fail to be written, and what was said still stands.

@@ -1,6 +1,10 @@
 package ds
 
-import "github.com/distributed-servers/ds/stack"
+import (
+	"time"
+
+	"github.com/distributed-servers/ds/stack"
+)
 
 // Stack is where packets can be put in.
 func (n *Node) Stack() *stack.Stack { return n.stack }
@@ -12,6 +16,14 @@ func (l *HandoffListener) Fill() {
 	for len(l.ready) < maxArrivals {
 		l.ready = append(l.ready, new(Incoming))
 	}
+}
+
+// SetNewTime changes when a contact answers new connections of clients that have left,
+// until the function is called.
+func SetNewTime(d time.Duration) (undo func()) {
+	before := newTime
+	newTime = d
+	return func() { newTime = before }
 }
 
 // SetMaxTransfer changes the limit of a transfer until the function is called.

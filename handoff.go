@@ -28,6 +28,9 @@ var (
 	// A handshake in progress cannot be handed off. So long a freeze waits for its end.
 	handshakeTime = 5 * time.Second
 
+	// newTime is when what begins connections is no straggler any more.
+	newTime = time.Second
+
 	// maxTransfer is what a message has room for, in octets.
 	maxTransfer = api.MaxMessage - 1<<20
 )
@@ -398,6 +401,7 @@ func (h *handoff) release(careOf netip.Addr) {
 		h.node.logger().Error("ds: handed off, but not let go", "client", h.client, "error", err)
 	}
 	s.Leave(h.client, grace)
+	h.node.answerNew(s, h.client)
 	for _, p := range late {
 		forward(p)
 	}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/distributed-servers/ds/daemon/api"
@@ -68,6 +69,7 @@ type Node struct {
 	announcing sync.Mutex // held while the daemon is told whether handoffs are accepted
 	clients    clients
 	wg         sync.WaitGroup
+	contact    atomic.Bool // this node is
 
 	// Set by start.
 	stack  *stack.Stack
@@ -160,6 +162,7 @@ func (n *Node) start(ctx context.Context) (*stack.Stack, error) {
 		a.Session.Close()
 		return nil, errors.New("ds: attach: the daemon gave no TUN")
 	}
+	n.contact.Store(a.Config.Contact == a.Config.Node)
 	var away map[netip.Addr]*stack.Hold
 	s, err := stack.New(stack.Config{
 		Device: a.Device,
@@ -169,7 +172,7 @@ func (n *Node) start(ctx context.Context) (*stack.Stack, error) {
 			Via: a.Config.Via, KernelTunnel: a.Config.KernelTunnel, Peers: a.Config.Peers,
 		},
 		Present: n.clients.present,
-		Begin:   func(s *stack.Stack) { away = n.leaveAway(s, a.Config.Away) },
+		Begin:   func(s *stack.Stack) { away = n.leaveAway(s, a.Config.Away, a.Config.Left) },
 	})
 	if err != nil {
 		a.Device.Close()

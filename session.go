@@ -250,6 +250,7 @@ func (n *Node) reconfigure(c *api.SessionConfig) {
 	before := n.config
 	n.config.Via, n.config.KernelTunnel, n.config.Peers = c.Via, c.KernelTunnel, slices.Clone(c.Peers)
 	n.config.Nodes, n.config.Contact = slices.Clone(c.Nodes), c.Contact
+	n.contact.Store(c.Contact == n.config.Node)
 	n.mu.Unlock()
 	if c.Via != before.Via {
 		err = n.stack.SetVia(c.Via)

@@ -60,6 +60,31 @@ func TestStragglerAnew(t *testing.T) {
 	w.noFaults()
 }
 
+// A client that has left, and whose connections have ended with application and daemon
+// where it was, connects anew. It comes to the contact, which knows of nobody that has it,
+// and whose application does not send it where the client went.
+func TestNewAgain(t *testing.T) {
+	t.Cleanup(ds.SetNewTime(0))
+	w := newWorld(t, nil, "a", "b")
+	s := w.dial(client1)
+	s.ping(t)
+	if _, err := w.nodes["a"].handoff(client1, "b"); err != nil {
+		t.Fatal(err)
+	}
+	before := w.nodes["b"]
+	w.cluster.End("b", true)
+	w.start("b")
+	before.stop()
+	for owned := true; owned; { // until what a has told of b is forgotten, and said no more
+		w.cluster.Restart("a")
+		clients, err := w.nodes["a"].Clients(t.Context())
+		owned = err != nil || len(clients) > 0 || w.cluster.Settled() != nil
+	}
+	w.dial(client1).ping(t)
+	w.awaitOwner(client1, "a")
+	w.noFaults()
+}
+
 // segment is one that a client could have sent in a connection.
 func segment(c net.Conn) []byte {
 	from, to := c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort()

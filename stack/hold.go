@@ -28,6 +28,8 @@ const packetOverhead = 64
 //	   ▲                       │                    │
 //	   └───────── Release ─────┴── grace over, or ──┘
 //	                               Hold again
+//
+// A client that has moved may begin new connections here: AnswerNew.
 type filter struct {
 	limit int // octets a hold keeps each way
 
@@ -75,6 +77,7 @@ type Hold struct {
 	copy    func(p []byte) bool // nil: not asked for, or it has enough
 	copied  int                 // how many of the inbound packets kept it has taken
 	forward func(p []byte)
+	here    func() bool // once it forwards: new connections live here. nil: they do not
 	expire  tcpip.Timer
 	in, out packetQueue
 	// displaced are the moved filters that gave way, until it is clear that
@@ -394,6 +397,29 @@ func (h *Hold) Forward(forward func(p []byte), grace time.Duration) (late [][]by
 	return late
 }
 
+// AnswerNew has connections live here that a client begins which has moved, if here says
+// so and what begins them has not come from a peer or by a binding: from a node that
+// knows where the client is, and sends it here. The client's moved filter is then about
+// what does not live here. Here is called on the reading goroutine, with locks of the
+// stack held: it must not block, nor call the stack. AnswerNew is for the Forward of the
+// client's Hold, until that ends; without one it does nothing.
+func (s *Stack) AnswerNew(client netip.Addr, here func() bool) {
+	f := &s.link.filter
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if h := f.clients[client]; h != nil && !h.holds() {
+		h.mu.Lock()
+		h.here = here
+		h.mu.Unlock()
+	}
+}
+
+// answers tells whether an inbound packet of connections that have moved is of one that
+// lives here, or begins one that is to. here is h's.
+func (h *Hold) answers(a arrived, here func() bool) bool {
+	return here != nil && (h.link.serves(a.p) || !a.late && !a.direct && begins(a.p) && here())
+}
+
 // stop ends a moved filter whose grace is over.
 func (h *Hold) stop() {
 	f := &h.link.filter
@@ -433,8 +459,12 @@ func (f *filter) forwarder(p []byte) func(p []byte) {
 		return nil
 	}
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.forward
+	forward, here := h.forward, h.here
+	h.mu.Unlock()
+	if here != nil && h.link.serves(p) {
+		return nil
+	}
+	return forward
 }
 
 // inbound decides about a packet from the device: taken means that it does not
@@ -446,18 +476,19 @@ func (f *filter) inbound(a arrived) (taken bool, forward func(p []byte)) {
 		return false, nil
 	}
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.done {
-		return false, nil
-	}
-	if h.forward == nil {
+	done, forward, here := h.done, h.forward, h.here
+	if !done && forward == nil {
 		a.each(func(p []byte) {
 			if h.in.push(p, f.limit) {
 				h.copyLocked(p)
 			}
 		})
 	}
-	return true, h.forward
+	h.mu.Unlock()
+	if done || h.answers(a, here) {
+		return false, nil
+	}
+	return true, forward
 }
 
 // outbound decides about a packet of the netstack.
@@ -467,12 +498,14 @@ func (f *filter) outbound(p []byte) (taken bool) {
 		return false
 	}
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.done {
-		return false
-	}
-	if h.forward == nil {
+	done, here := h.done, h.here
+	if !done && h.forward == nil {
 		h.out.push(p, f.limit)
 	}
-	return true
+	h.mu.Unlock()
+	if done || here == nil {
+		return !done
+	}
+	fl, ok := outboundFlow(p)
+	return !ok || !h.link.lives(fl.tuple)
 }

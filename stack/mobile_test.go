@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -425,6 +426,60 @@ func TestMobileStraggler(t *testing.T) {
 			t.Errorf("%d packets of %s were dropped", got, from)
 		}
 	}
+}
+
+// TestAnswerNew: a client that has moved begins a connection here again, if Via has sent
+// it, and all that it does not have here is sent on as before.
+func TestAnswerNew(t *testing.T) {
+	w := mobileWorld(t, 1500, nil)
+	w.nodes[0].Bind(client6)
+	h, err := w.nodes[0].HoldClient(client6)
+	h = mustHold(t, h, err)
+	w.nodes[0].AnswerNew(client6, func() bool { t.Error("asked about what is held"); return true })
+	var forwarded atomic.Int32
+	h.Forward(func([]byte) { forwarded.Add(1) }, time.Hour)
+	w.nodes[0].Leave(client6, time.Hour)
+	d, listener := w.devs[0], netip.AddrPortFrom(server6, 81)
+	if _, err := w.nodes[0].Listen("tcp", ":81"); err != nil {
+		t.Fatal(err)
+	}
+	first := func(port uint16) []byte { return syn(netip.AddrPortFrom(client6, port), listener) }
+	data := func(port uint16) []byte {
+		return segment(netip.AddrPortFrom(client6, port), listener, header.TCPFlagAck)
+	}
+	tunnel := func(from netip.Addr, p []byte) []byte { return packet6(from, careOf[0], 41, p) }
+	check := func(what string, p []byte, away bool) {
+		t.Helper()
+		before, sent := forwarded.Load(), 0
+		_, sent = d.counts()
+		d.arrive(p)
+		d.settle(t)
+		if got := forwarded.Load() != before; got != away {
+			t.Errorf("%s: %t that it was sent on", what, got)
+		}
+		if out := d.sent(sent); away && len(out) > 0 {
+			t.Errorf("%s: sent on, and answered", what)
+		}
+	}
+	check("before", tunnel(homeAgent, first(1)), true)
+	here := false
+	w.nodes[0].AnswerNew(client6, func() bool { return here })
+	check("not here", tunnel(homeAgent, first(1)), true)
+	here = true
+	check("from a peer", tunnel(careOf[1], first(1)), true)
+	check("by a binding", routing2(first(1), careOf[0]), true)
+	check("of another connection", tunnel(homeAgent, data(1)), true)
+	check("from Via", tunnel(homeAgent, first(2)), false)
+	c, s := connect(t, w.client.Stack, w.nodes[0].Stack, server6)
+	here = false
+	pingPong(t, c, s)
+	check("not here any more", tunnel(homeAgent, first(3)), true)
+	pingPong(t, c, s)
+	check("of a connection that is not here", tunnel(homeAgent, data(4)), true)
+	again, err := w.nodes[0].HoldClient(client6)
+	mustHold(t, again, err).Undo()
+	pingPong(t, c, s)
+	check("held meanwhile", tunnel(homeAgent, data(4)), true)
 }
 
 // TestMobileDial: the server's own connections have the same limits.

@@ -35,6 +35,7 @@ type arrived struct {
 type worth struct {
 	late     bool // a peer has forwarded it
 	early    bool // it came by a binding that the shim has not been told of
+	direct   bool // it came by a binding
 	partial  bool // the TCP checksum has only the pseudo-header's part, which may be wrong: nobody is to look
 	verified bool // the TCP checksum is right
 	size     int  // if not 0, a super-packet: the payload of each segment but the last
@@ -131,7 +132,7 @@ func (l *link) arrive(batch []arrived, merger *coalescer) {
 				l.shim.signalling(a.p)
 			}
 			if q != nil {
-				a.late, a.early = is == late, is == early
+				a.late, a.early, a.direct = is == late, is == early, is == early || is == direct
 				kept = append(kept, arrived{q, a.worth})
 			}
 		}
@@ -197,7 +198,13 @@ func (l *link) strayed(p []byte) bool {
 // has accepted our Binding Update, what it sends may be faster than the word that it
 // was sent.
 func (l *link) serves(p []byte) bool {
-	ep, _ := l.endpoint(p)
+	t, ok := InboundTuple(p)
+	return ok && l.lives(t)
+}
+
+// lives tells whether a connection is here, perhaps in the middle of its handshake.
+func (l *link) lives(t Tuple) bool {
+	ep := l.endpointOf(t)
 	return ep != nil && !listens(ep)
 }
 
@@ -208,10 +215,14 @@ func (l *link) endpoint(p []byte) (ep gstack.TransportEndpoint, ok bool) {
 	if !ok {
 		return nil, false
 	}
+	return l.endpointOf(t), true
+}
+
+func (l *link) endpointOf(t Tuple) gstack.TransportEndpoint {
 	return l.ns.FindTransportEndpoint(protocolOf(t.Local.Addr()), tcp.ProtocolNumber, gstack.TransportEndpointID{
 		LocalPort: t.Local.Port(), LocalAddress: toAddress(t.Local.Addr()),
 		RemotePort: t.Remote.Port(), RemoteAddress: toAddress(t.Remote.Addr()),
-	}, nicID), true
+	}, nicID)
 }
 
 func listens(ep gstack.TransportEndpoint) bool {

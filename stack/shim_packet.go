@@ -152,7 +152,8 @@ const (
 	plain  note = iota
 	signal      // it is for Mobile.Signalling, unchanged, and for nobody else
 	late        // it was in a tunnel from a peer
-	early       // it came by a binding that the shim has not been told of
+	direct      // it came by a binding
+	early       // it came by one that the shim has not been told of
 )
 
 // inbound makes of a packet from the device what the filter and the netstack
@@ -306,10 +307,13 @@ func (s *shim) routed(p []byte, next, at int) (q []byte, is note) {
 	setPayloadLength(q, len(q)-ip6Size)
 	u.at -= routingSize
 	u.cutAt -= routingSize
-	if q, is = s.finish(q, u); q != nil && !told {
-		is = early
+	if q, is = s.finish(q, u); q == nil {
+		return nil, is
 	}
-	return q, is
+	if !told {
+		return q, early
+	}
+	return q, direct
 }
 
 // tunnelled takes the packet at p[at:] out of its tunnel.

@@ -157,6 +157,7 @@ func (c *SessionConfig) check() error {
 		checkLen("peers", len(c.Peers), maxElements),
 		checkLen("nodes", len(c.Nodes), maxElements),
 		checkLen("clients that are away", len(c.Away), maxElements),
+		checkLen("clients that have left", len(c.Left), maxElements),
 		checkName("node", c.Node),
 		checkName("node", c.Contact),
 		checkName("interface", c.TUN),
@@ -167,6 +168,11 @@ func (c *SessionConfig) check() error {
 	}
 	for _, a := range c.Away {
 		if err := errors.Join(checkAddr("client that is away", a.Client, true), checkAddr("where it is", a.CareOf, true)); err != nil {
+			return err
+		}
+	}
+	for _, a := range c.Left {
+		if err := checkAddr("client that has left", a, true); err != nil {
 			return err
 		}
 	}

@@ -197,7 +197,8 @@ type SessionConfig struct {
 	// KernelTunnel: the kernel puts TCP from Addr into the tunnel to Via.
 	KernelTunnel bool `cbor:"11,keyasint,omitempty"`
 
-	Away []Away `cbor:"12,keyasint,omitempty"` // in the Welcome of a new application
+	Away []Away       `cbor:"12,keyasint,omitempty"` // in the Welcome of a new application
+	Left []netip.Addr `cbor:"13,keyasint,omitempty"` // those of Away that are known to have arrived there
 }
 
 // MaxMessage bounds a message, in octets: a client's connections with full

@@ -125,6 +125,7 @@ func TestBadMessages(t *testing.T) {
 		"no care-of":          changeConfig(func(c *SessionConfig) { c.CareOf = netip.Addr{} }),
 		"via IPv4":            changeConfig(func(c *SessionConfig) { c.Via = v4 }),
 		"peer IPv4":           changeConfig(func(c *SessionConfig) { c.Peers = []netip.Addr{v4} }),
+		"left IPv4":           changeConfig(func(c *SessionConfig) { c.Left = []netip.Addr{v4} }),
 		"no node":             changeConfig(func(c *SessionConfig) { c.Node = "" }),
 		"node without name":   changeConfig(func(c *SessionConfig) { c.Nodes = []string{""} }),
 		"small MTU":           changeConfig(func(c *SessionConfig) { c.MTU = 1279 }),

@@ -146,9 +146,10 @@ func (m *Member) ownRecords() []Record {
 	return slices.SortedFunc(maps.Values(m.donated), func(a, b Record) int { return cmp.Compare(a.ID, b.ID) })
 }
 
-// awayNow are the clients that a new application is not to answer.
-func (m *Member) awayNow() (all []api.Away) {
-	to := make(map[netip.Addr]string)
+// awayNow are the clients that a new application is not to answer, and those of them that
+// the other member is known to have got.
+func (m *Member) awayNow() (all []api.Away, left []netip.Addr) {
+	to, doubt := make(map[netip.Addr]string), make(map[netip.Addr]bool)
 	for client, d := range m.absences.of {
 		if m.now < d.until {
 			to[client] = d.to
@@ -156,13 +157,16 @@ func (m *Member) awayNow() (all []api.Away) {
 	}
 	for _, h := range m.outgoing {
 		if h.orphan && h.stage == transferring {
-			to[h.c.addr] = h.to
+			to[h.c.addr], doubt[h.c.addr] = h.to, true
 		}
 	}
 	for _, client := range slices.SortedFunc(maps.Keys(to), netip.Addr.Compare) {
 		if n, known := m.cfg.Nodes[to[client]]; known && m.clients[client] == nil {
 			all = append(all, api.Away{Client: client, CareOf: n.CareOf})
+			if !doubt[client] {
+				left = append(left, client)
+			}
 		}
 	}
-	return all
+	return all, left
 }

@@ -59,7 +59,7 @@ func (m *Member) hello(msg *api.Message) {
 	}
 	welcome := &api.Message{Kind: api.Welcome, Config: m.sessionConfig()}
 	if msg.TakesAway && !msg.HasTUN {
-		welcome.Config.Away = m.awayNow()
+		welcome.Config.Away, welcome.Config.Left = m.awayNow()
 	}
 	m.toApp(welcome)
 	for _, a := range msg.Resume {

@@ -107,7 +107,7 @@ func (w *world) noResets() {
 				if addrs[at].Daemon != contact {
 					continue
 				}
-				if to := w.arrives(at, client, flags); to != "" && !w.answers(to, client) {
+				if to := w.arrives(at, client, flags); to != "" && (!w.answers(to, client) || flags == syn && to == at && w.begins(to, client)) {
 					w.fail("a segment of %s, flags %#x, comes by %s to %s, whose application resets it; another one has the client", client, flags, at, to)
 				}
 			}
@@ -129,6 +129,20 @@ func (w *world) answers(node string, client netip.Addr) bool {
 		node = a.left[client].to
 	}
 	return false
+}
+
+// begins tells whether a contact's application has a new connection of a client begin there
+// although it does not have the client: it has left for some time. For one that may not have
+// arrived it waits.
+func (w *world) begins(contact string, client netip.Addr) bool {
+	h := w.members[contact]
+	a := h.app
+	if a == nil || a.config == nil || a.has(client) || a.config.Contact != contact {
+		return false
+	}
+	left, did := a.left[client]
+	doubt := slices.ContainsFunc(h.m.handoffs(), func(o *handoff) bool { return o.c.addr == client && o.stage == transferring })
+	return did && !doubt && left.until-w.now <= forwardTime-time.Second
 }
 
 // restarted is a world in which the daemon of the contact a has just been started anew,

@@ -26,6 +26,14 @@ func SetNewTime(d time.Duration) (undo func()) {
 	return func() { newTime = before }
 }
 
+// SetStrandTimeLeft changes for how long an arrival is kept when the daemon is back,
+// until the function is called.
+func SetStrandTimeLeft(d time.Duration) (undo func()) {
+	before := strandTimeLeft
+	strandTimeLeft = d
+	return func() { strandTimeLeft = before }
+}
+
 // SetMaxTransfer changes the limit of a transfer until the function is called.
 func SetMaxTransfer(octets int) (undo func()) {
 	before := maxTransfer

@@ -178,6 +178,10 @@ type arrival struct {
 // strandTime is how long an arrival is kept whose daemon was lost.
 const strandTime = 30 * time.Second
 
+// strandTimeLeft is how long it is kept when the daemon is back, which tells the donor as
+// soon as that asks. By then the client may have gone from there, and begin anew here.
+var strandTimeLeft = 5 * time.Second // for tests
+
 // strandLocked keeps an arrival whose daemon was lost. No word to activate it has
 // come, and none will; but there may have been one, so that the client's packets
 // come here until its donor has it back. To hold them for a while is better than

@@ -233,6 +233,9 @@ func (n *Node) resumed(a *Attachment, accepts bool) Session {
 		return nil
 	}
 	n.session, n.announced = a.Session, accepts
+	for _, a := range n.stranded {
+		a.expire.Reset(strandTimeLeft)
+	}
 	n.mu.Unlock()
 	n.announce()
 	n.clients.attached()

@@ -6,6 +6,7 @@ import (
 	"net"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/distributed-servers/ds"
 	"github.com/distributed-servers/ds/daemon/api"
+	"github.com/distributed-servers/ds/dstest"
 )
 
 // A packet that comes late to a node which had the client is sent on to the one that
@@ -82,6 +84,36 @@ func TestNewAgain(t *testing.T) {
 	}
 	w.dial(client1).ping(t)
 	w.awaitOwner(client1, "a")
+	w.noFaults()
+}
+
+// The daemon of a target ends before it can say that the client is to go live: so the donor
+// has it back. When it is gone from there, too, it is answered where it was to go.
+func TestNewAfterStrand(t *testing.T) {
+	t.Cleanup(ds.SetStrandTimeLeft(0))
+	var once sync.Once
+	w := newWorld(t, func(c *dstest.Cluster) {
+		c.Intercept = func(node string, m *api.Message) (err error) {
+			if node == "b" && m.Kind == api.Activate {
+				once.Do(func() { err = errCut })
+			}
+			return err
+		}
+	}, "a", "b")
+	s := w.dial(client1)
+	s.ping(t)
+	if _, err := w.nodes["a"].handoff(client1, "b"); err == nil {
+		t.Fatal("it has moved")
+	}
+	s.ping(t)
+	w.awaitOwner(client1, "a")
+	before := w.nodes["a"]
+	w.cluster.End("a", true)
+	before.stop()
+	delete(w.nodes, "a")
+	w.cluster.First("b")
+	w.dial(client1).ping(t)
+	w.awaitOwner(client1, "b")
 	w.noFaults()
 }
 

@@ -30,7 +30,7 @@ func (m *Member) follow(c Contact) {
 	} else {
 		m.register(node.Resign{})
 		m.registered = false
-		m.owners = nil
+		m.owners, m.unconfirmed = nil, nil
 		m.endTakeover(nil) // if it was this one's that was waited for
 	}
 	m.toApp(&api.Message{Kind: api.ConfigChanged, Config: m.sessionConfig()})
@@ -41,6 +41,7 @@ func (m *Member) follow(c Contact) {
 func (m *Member) lead(was Contact) {
 	m.owners = make(map[netip.Addr]Owner)
 	m.missing = make(map[string]bool)
+	m.unconfirmed = make(map[string]*unconfirmed)
 	for name := range m.Peers() {
 		m.missing[name] = false
 	}
@@ -194,6 +195,7 @@ func (m *Member) peerUp(name string) {
 	}
 	m.up[name] = nil
 	delete(m.away, name)
+	m.doubtOwner(name)
 	m.toPeer(name, m.introduction())
 	m.event(api.EventPeerUp, netip.Addr{}, name, "")
 	if name == m.contact.Name {
@@ -224,6 +226,7 @@ func (m *Member) peerDown(name string) {
 		return
 	}
 	delete(m.up, name)
+	delete(m.unconfirmed, name)
 	m.away[name] = m.now
 	if _, missing := m.missing[name]; missing {
 		m.missing[name] = false // it begins again

@@ -276,9 +276,10 @@ type Member struct {
 	// Of the contact (unknown.go): what it has been told; the nodes that have not
 	// told everything since it is the contact (true: but for what an application has
 	// that may come back); and how long new clients wait for those.
-	owners   map[netip.Addr]Owner
-	missing  map[string]bool
-	patience time.Duration
+	owners      map[netip.Addr]Owner
+	missing     map[string]bool
+	unconfirmed map[string]*unconfirmed // of those that were connected again since
+	patience    time.Duration
 
 	handshakes map[string]time.Duration // nodes that were the contact, and how long handshakes may go on there
 	beginners  beginners

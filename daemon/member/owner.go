@@ -250,6 +250,7 @@ func (m *Member) report() {
 // handed the client on meanwhile, or it was started anew and does not know the
 // epoch (0), or has it from a contact that did not know.
 func (m *Member) claim(name string, o Owned) (epoch uint64) {
+	m.confirm(name, o.Client)
 	was, known := m.owners[o.Client]
 	own := m.clients[o.Client]
 	epoch = o.Epoch
@@ -296,10 +297,16 @@ func (m *Member) claims(from string, msg *Message) {
 			m.passed(from, msg.To, o, missing && !told)
 		}
 	}
-	if missing && msg.Complete {
-		m.missing[from] = true
-		m.mayHaveToldAll(from)
+	if !msg.Complete {
+		return
 	}
+	if missing {
+		m.missing[from] = true
+	}
+	if u := m.unconfirmed[from]; u != nil {
+		u.told = true
+	}
+	m.mayHaveToldAll(from)
 }
 
 // stale takes the contact's word for the epochs of clients.

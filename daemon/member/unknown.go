@@ -1,7 +1,9 @@
 package member
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/distributed-servers/ds/mobility/wire"
@@ -25,7 +27,8 @@ import (
 // A member that has told everything once does not have to again: a client that it
 // gets later is one that the contact knows as another one's. But one whose daemon was
 // started anew may have had a client begin, for which it had been sent on another's
-// connections, and ended before it told.
+// connections, and ended before it told. And what a member does not speak of when it is
+// connected again it does not have any more.
 
 // reportTime is how long clients that are new wait at most, from when a member
 // becomes the contact: longer than an application waits before it tries again to
@@ -37,12 +40,67 @@ func (m *Member) mayHaveToldAll(name string) {
 	if hello := m.up[name]; m.IsContact() && m.missing[name] && hello != nil && !hello.Awaiting {
 		delete(m.missing, name)
 	}
+	if m.IsContact() {
+		m.forgetUnconfirmed()
+	}
 }
 
 // mayKnowMore is that a member's daemon was started anew, whose application is not back.
 func (m *Member) mayKnowMore(name string, hello *Message) {
 	if _, missing := m.missing[name]; m.IsContact() && hello.Awaiting && !missing {
 		m.missing[name] = false
+	}
+}
+
+// unconfirmed are clients that the contact thinks are a member's, and of which that has
+// not spoken since it is connected.
+type unconfirmed struct {
+	clients map[netip.Addr]struct{}
+	told    bool // everything, but for what an application has that may come back
+}
+
+// doubtOwner is that a member is connected again. It may have been started anew, or have
+// let clients go without this one's having heard of it.
+func (m *Member) doubtOwner(name string) {
+	if !m.IsContact() {
+		return
+	}
+	u := &unconfirmed{clients: make(map[netip.Addr]struct{})}
+	for client, o := range m.owners {
+		if o.Name == name {
+			u.clients[client] = struct{}{}
+		}
+	}
+	m.unconfirmed[name] = u
+}
+
+// confirm is that a member speaks of a client.
+func (m *Member) confirm(name string, client netip.Addr) {
+	if u := m.unconfirmed[name]; u != nil {
+		delete(u.clients, client)
+	}
+}
+
+// forgetUnconfirmed forgets, when all members are connected and have told everything, of
+// which clients nobody has spoken. They would be sent to where they are as new as here, and where
+// their handshakes are not found if this contact ends meanwhile. While a member is away
+// that may have got such a client, who had it sends after it.
+func (m *Member) forgetUnconfirmed() {
+	if len(m.missing) > 0 || m.awaiting {
+		return
+	}
+	for name, hello := range m.Peers() {
+		if u := m.unconfirmed[name]; hello == nil || hello.Awaiting || u != nil && !u.told {
+			return
+		}
+	}
+	for name := range m.Peers() {
+		if u := m.unconfirmed[name]; u != nil {
+			for _, client := range slices.SortedFunc(maps.Keys(u.clients), netip.Addr.Compare) {
+				m.forget(name, client, 0)
+			}
+			delete(m.unconfirmed, name)
+		}
 	}
 }
 

@@ -263,6 +263,68 @@ func TestUnknownBeforeAttach(t *testing.T) {
 	}
 }
 
+// A member that was started anew, with its application or without, does not own any more
+// what it does not speak of: once all members are there to say what they have, and have
+// said it.
+func TestUnknownStartedAnew(t *testing.T) {
+	w := begin(t, 1, 3)
+	for i, to := range []string{"b", "c"} {
+		if a := w.handOff(clientAddr(i+1), to); a.Err != nil {
+			w.fail("%v", a.Err)
+		}
+	}
+	w.run(2 * passingTime)
+	b, c := w.members["b"], w.members["c"]
+	w.down("a", "b", "c")
+	w.down("b", "c")
+	w.lose(b.app)
+	b.app = nil
+	b.boot()
+	c.boot()
+	c.app.detached()
+	w.reconnected("a", "b")
+	w.expect("a", 1, syn, "b") // c may have it
+	w.reconnected("a", "c")
+	w.expect("a", 1, syn, "b")
+	w.expect("a", 2, syn, "c") // its application has not come back
+	c.attach()
+	w.run(time.Second)
+	w.expect("a", 0, syn, "a")
+	w.expect("a", 1, syn, "a")
+	w.expect("a", 2, syn, "c")
+	w.expect("a", 2, ack, "c")
+}
+
+// What a member has given away is still its own at the contact, while nobody knows
+// whether it has arrived; and one that is only connected again has all that it had.
+func TestUnknownConnectedAgain(t *testing.T) {
+	w := begin(t, 1, 2)
+	for i := range 2 {
+		if a := w.handOff(clientAddr(i), "b"); a.Err != nil {
+			w.fail("%v", a.Err)
+		}
+	}
+	w.run(2 * passingTime)
+	b := w.members["b"]
+	b.app.handOff(clientAddr(0), "c", 0)
+	for len(b.m.handoffs()) == 0 || b.m.handoffs()[0].stage < transferring {
+		w.run(10 * time.Microsecond)
+	}
+	w.down("b", "c") // Transfer is lost
+	for range 2 {
+		w.down("a", "b", "c")
+		w.reconnected("a", "c")
+		w.reconnected("a", "b")
+		w.run(time.Second)
+		w.expect("a", 0, ack, "b")
+		w.expect("a", 1, syn, "b")
+	}
+	w.reconnected("b", "c")
+	w.run(time.Minute)
+	w.settled()
+	w.certain()
+}
+
 // A release that does not say whether an application may come back has told all with
 // its first report.
 func TestUnknownOfOlderRelease(t *testing.T) {

@@ -51,20 +51,20 @@ func (n *Node) attachSocket(ctx context.Context, hello *api.Message) (*Attachmen
 
 // attachTo attaches to one distributed server.
 func (n *Node) attachTo(ctx context.Context, addr netip.Addr, hello *api.Message) (*Attachment, error) {
-	session, welcome, files, err := api.Attach(ctx, n.socket(), addr, hello)
+	got, err := api.Attach(ctx, n.socket(), addr, hello)
 	if err != nil {
 		return nil, err
 	}
-	a := &Attachment{Session: session, Config: *welcome.Config, Daemon: &api.Client{Socket: n.socket()}}
-	if len(files) == 0 {
+	a := &Attachment{
+		Session: got.Session, Config: *got.Welcome.Config, Decisions: got.Decisions,
+		Daemon: &api.Client{Socket: n.socket()},
+	}
+	if len(got.TUN) == 0 {
 		return a, nil
 	}
-	device, err := tun.FromFiles(files, a.Config.MTU)
+	device, err := tun.FromFiles(got.TUN, a.Config.MTU)
 	if err != nil {
-		for _, f := range files {
-			f.Close()
-		}
-		session.Close()
+		got.Close()
 		return nil, err
 	}
 	a.Device = device
@@ -80,6 +80,7 @@ func (a *Attachment) close() {
 	if a.Device != nil {
 		a.Device.Close()
 	}
+	a.Decisions.Close()
 }
 
 func (n *Node) socket() string {

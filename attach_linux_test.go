@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -33,10 +34,12 @@ type backend struct {
 	servers map[netip.Addr]error // whether one may attach
 	files   []*os.File           // of the TUN
 	hellos  chan *api.Message
+	settled chan struct{}
 	events  server.Events
 
-	mu       sync.Mutex
-	sessions []*api.Session
+	mu        sync.Mutex
+	sessions  []*api.Session
+	decisions *api.Decisions // of the latest
 }
 
 func (b *backend) Servers(context.Context) (all []api.Server, err error) {
@@ -69,16 +72,30 @@ func (b *backend) Attach(_ context.Context, dsa netip.Addr, _ server.Cred, s *ap
 	m := &api.Message{Kind: api.Welcome, Config: &api.SessionConfig{
 		Addr: dsa, CareOf: attachCareOf, Via: attachVia, Node: "a", MTU: 1500, Queues: len(b.files), TUN: "ds0",
 	}}
-	files := b.files
-	if hello.HasTUN {
-		files = nil
+	words, err := api.ShareDecisions()
+	if err != nil {
+		return err
+	}
+	defer words.Close()
+	files := []*os.File{words.File()}
+	if !hello.HasTUN {
+		files = slices.Concat(b.files, files)
 	}
 	if err := s.SendFiles(m, files...); err != nil {
 		return err
 	}
-	for b.hellos <- hello; err == nil; _, err = s.Receive() {
+	b.mu.Lock()
+	b.decisions = words
+	b.mu.Unlock()
+	b.hellos <- hello
+	for {
+		switch m, err := s.Receive(); {
+		case err != nil:
+			return nil
+		case m.Kind == api.Settled:
+			b.settled <- struct{}{}
+		}
 	}
-	return nil
 }
 
 var (
@@ -164,7 +181,7 @@ func TestAttach(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dev.Close()
-	b := &backend{servers: map[netip.Addr]error{attachServer: nil}, files: dev.Files(), hellos: make(chan *api.Message, 2)}
+	b := &backend{servers: map[netip.Addr]error{attachServer: nil}, files: dev.Files(), hellos: make(chan *api.Message, 2), settled: make(chan struct{}, 2)}
 	socket := filepath.Join(t.TempDir(), "s")
 	s := startServer(t, b, socket)
 	n := &ds.Node{Socket: socket, Program: "probe"}
@@ -176,6 +193,7 @@ func TestAttach(t *testing.T) {
 		t.Errorf("hello: %+v", m)
 	}
 	answersKernel(t)
+	first := decides(t, b, n)
 	if st, err := n.Status(t.Context()); err != nil || st.Server != attachServer || !st.Attached || len(st.Nodes) != 1 || st.Nodes[0].CareOf != attachCareOf {
 		t.Errorf("status: %+v, %v", st, err)
 	}
@@ -211,6 +229,9 @@ func TestAttach(t *testing.T) {
 		t.Errorf("hello again: %+v", m)
 	}
 	answersKernel(t)
+	if second := decides(t, b, n); second == first || first.Take(4, 1) {
+		t.Error("the decisions of the session before")
+	}
 	last := watched()
 	b.events.Publish(api.Event{Kind: api.EventGone, Server: attachServer, Client: attachVia})
 	for last.Kind != api.EventGone {
@@ -220,6 +241,26 @@ func TestAttach(t *testing.T) {
 		}
 		last = e
 	}
+}
+
+// decides has the application take what the daemon puts, and the other way round.
+func decides(t *testing.T, b *backend, n *ds.Node) *api.Decisions {
+	t.Helper()
+	b.mu.Lock()
+	s, daemon := b.sessions[len(b.sessions)-1], b.decisions
+	b.mu.Unlock()
+	// What the Node answers has come to it when the session was its own.
+	if err := s.Send(&api.Message{Kind: api.Done, ID: 1, CareOf: attachCareOf}); err != nil {
+		t.Fatal(err)
+	}
+	<-b.settled
+	application := n.Decisions()
+	daemon.Put(3, 1)
+	daemon.Put(4, 1)
+	if !application.Take(3, 1) || daemon.Overrule(3, 1) || !daemon.Overrule(4, 1) || application.Take(4, 1) {
+		t.Error("the application does not have the daemon's decisions")
+	}
+	return application
 }
 
 // answersKernel sends a SYN and waits for the answer in the tunnel.

@@ -14,6 +14,10 @@ import (
 func (n *Node) leaveAway(s *stack.Stack, clients []api.Away, left []netip.Addr) map[netip.Addr]*stack.Hold {
 	away := make(map[netip.Addr]*stack.Hold)
 	for _, c := range clients {
+		if !c.CareOf.IsValid() { // it may have a binding, which would not count here
+			s.Leave(c.Client, grace)
+			continue
+		}
 		h, err := s.HoldClient(c.Client)
 		if err != nil { // nothing is held yet, so this cannot be
 			n.logger().Error("ds: a client that is at another node", "client", c.Client, "error", err)

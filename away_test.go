@@ -14,8 +14,9 @@ import (
 
 // begun begins a handoff from a to b, and returns when the daemon of b has sent, or is
 // about to take, a message of a kind. It goes on when goOn is called. Then the
-// application of a ends, perhaps with its daemon, and another takes its place.
-func begun(t *testing.T, kind api.Kind, daemon bool, answer string) (w *world, s *stream, goOn func()) {
+// application of a ends, perhaps with its daemon, and another takes its place. An offer
+// may come to b as nonsense, which it refuses.
+func begun(t *testing.T, kind api.Kind, daemon, nonsense bool) (w *world, s *stream, goOn func()) {
 	reached, going := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	w = newWorld(t, func(c *dstest.Cluster) {
@@ -24,7 +25,9 @@ func begun(t *testing.T, kind api.Kind, daemon bool, answer string) (w *world, s
 				once.Do(func() {
 					close(reached)
 					<-going
-					m.Error = answer
+					if nonsense {
+						m.Snapshot = []byte("nonsense")
+					}
 				})
 			}
 			return nil
@@ -46,8 +49,8 @@ func begun(t *testing.T, kind api.Kind, daemon bool, answer string) (w *world, s
 }
 
 // An application is started anew after one that had given a client away. What the client
-// sends here goes to the target, whose daemon has taken it, and whose application
-// has not heard so yet. If the daemon has ended, too, the one that is started anew
+// sends here goes to the target, whose application has gone live, and has not said so
+// yet. If the daemon has ended, too, the one that is started anew
 // knows all the same.
 func TestAway(t *testing.T) {
 	for _, daemon := range []bool{false, true} {
@@ -56,7 +59,7 @@ func TestAway(t *testing.T) {
 			name += " and daemon"
 		}
 		t.Run(name, func(t *testing.T) {
-			w, s, goOn := begun(t, api.Activate, daemon, "")
+			w, s, goOn := begun(t, api.Activated, daemon, false)
 			w.nodes["a"].Stack().Inject(segment(s.Conn))
 			goOn()
 			s.ping(t)
@@ -72,7 +75,7 @@ func TestAway(t *testing.T) {
 
 // The target refuses: nobody has the client any more, which hears that.
 func TestAwayInVain(t *testing.T) {
-	w, s, goOn := begun(t, api.Accepted, false, "not today")
+	w, s, goOn := begun(t, api.Offer, false, true)
 	if _, err := s.Write(make([]byte, 100)); err != nil {
 		t.Fatal(err)
 	}

@@ -3,11 +3,19 @@ package ds
 import (
 	"time"
 
+	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/stack"
 )
 
 // Stack is where packets can be put in.
 func (n *Node) Stack() *stack.Stack { return n.stack }
+
+// Decisions are those of the session.
+func (n *Node) Decisions() *api.Decisions {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.decisions
+}
 
 // Fill has as many clients wait to be accepted as may.
 func (l *HandoffListener) Fill() {

@@ -377,7 +377,7 @@ func (n *Node) answered(m *api.Message) {
 	h.phase = settled
 	n.mu.Unlock()
 	if m.Error == "" {
-		h.release(m.CareOf)
+		h.release(m.CareOf, m.Ago)
 		h.moved = true
 	} else {
 		h.undo(false)
@@ -391,9 +391,9 @@ func (n *Node) answered(m *api.Message) {
 
 // release drops the copies of what lives elsewhere now, and sends after it what
 // still comes here.
-func (h *handoff) release(careOf netip.Addr) {
+func (h *handoff) release(careOf netip.Addr, ago time.Duration) {
 	begin := time.Now()
-	h.report.Gap = begin.Sub(h.frozen)
+	h.report.Gap = max(0, begin.Sub(h.frozen)-ago)
 	s := h.node.stack
 	forward := func(p []byte) { s.Tunnel(careOf, p) }
 	late, err := h.donor.Discard(forward, grace)

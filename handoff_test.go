@@ -63,7 +63,7 @@ func TestLate(t *testing.T) {
 			sent, late := make(chan error, 1), make(chan struct{}, 100)
 			w := newWorld(t, func(c *dstest.Cluster) {
 				c.Intercept = func(node string, m *api.Message) error {
-					if node == "b" && m.Kind == api.Accepted && s != nil {
+					if node == "b" && m.Kind == api.Offer && s != nil {
 						b := make([]byte, 1000)
 						pattern(b, s.out.Load())
 						_, err := s.Write(b)
@@ -73,7 +73,7 @@ func TestLate(t *testing.T) {
 							<-late // not before it is on its way to the target
 						}
 						if refuse {
-							m.Error = "not today"
+							m.Snapshot = []byte("nonsense")
 						}
 						s = nil
 					}

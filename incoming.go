@@ -169,10 +169,16 @@ func (in *Incoming) reset() {
 type arrival struct {
 	client netip.Addr
 	from   string
+	careOf netip.Addr // of from
 	target *migrate.Target
-	states [][]byte
 	to     *HandoffListener
 	expire *time.Timer // once stranded
+
+	// As of the offer.
+	offered bool
+	word    int
+	states  [][]byte
+	err     error // why its connections could not be rebuilt
 }
 
 // strandTime is how long an arrival is kept whose daemon was lost.
@@ -185,7 +191,7 @@ var strandTimeLeft = 5 * time.Second // for tests
 // strandLocked keeps an arrival whose daemon was lost. No word to activate it has
 // come, and none will; but there may have been one, so that the client's packets
 // come here until its donor has it back. To hold them for a while is better than
-// to answer them: with a reset.
+// to send them there: the donor may not have been told, and would hold them too.
 func (n *Node) strandLocked(a *arrival) {
 	n.missLocked(a)
 	n.stranded[a.client] = a
@@ -204,11 +210,11 @@ func (n *Node) unstrand(client netip.Addr) {
 	}
 }
 
-// offered rebuilds the connections that another node wants to hand off, silent.
-// It returns the answer.
-func (n *Node) offered(m *api.Message) *api.Message {
-	reply := &api.Message{Kind: api.Accepted, ID: m.ID, Client: m.Client}
-	a, err := n.accept(m)
+// expect lets a client come that another node is about to hand off: from now on what it
+// sends is held. It returns the answer.
+func (n *Node) expect(m *api.Message) *api.Message {
+	reply := &api.Message{Kind: api.Expected, ID: m.ID, Client: m.Client}
+	a, err := n.arrival(m)
 	if err != nil {
 		reply.Error = err.Error()
 		return reply
@@ -219,7 +225,7 @@ func (n *Node) offered(m *api.Message) *api.Message {
 	return reply
 }
 
-func (n *Node) accept(m *api.Message) (*arrival, error) {
+func (n *Node) arrival(m *api.Message) (*arrival, error) {
 	n.mu.Lock()
 	l, doubtful, twice := n.arrivals, n.doubtful[m.Client], n.arriving[m.ID] != nil
 	n.mu.Unlock()
@@ -227,63 +233,81 @@ func (n *Node) accept(m *api.Message) (*arrival, error) {
 		return nil, err
 	}
 	if twice {
-		return nil, fmt.Errorf("handoff %d was offered before", m.ID)
+		return nil, fmt.Errorf("handoff %d was announced before", m.ID)
 	}
 	if doubtful != nil {
-		// That somebody can offer the client is the answer to our Transfer: it
+		// That somebody can hand the client off is the answer to our Transfer: it
 		// had left.
 		n.answered(&api.Message{Kind: api.Done, ID: doubtful.id})
 	}
-	n.unstrand(m.Client) // it is elsewhere, or could not be offered
-	n.back(m.Client)
+	n.unstrand(m.Client) // it is elsewhere, or could not be handed off
 	here, ok := n.clients.claim(m.Client)
+	var err error
 	switch {
 	case !ok:
 		return nil, ErrBusy
 	case here:
-		n.clients.settle(m.Client, unchanged)
-		return nil, errors.New("the client has connections here")
+		err = errors.New("the client has connections here")
+	default:
+		a := &arrival{client: m.Client, from: m.From, careOf: m.CareOf, to: l}
+		if a.target, err = migrate.Expect(n.stack, m.Client); err == nil {
+			return a, nil
+		}
 	}
-	a := &arrival{client: m.Client, from: m.From, states: m.State, to: l}
-	err := a.build(n, m.Snapshot)
-	if err != nil {
-		n.clients.settle(m.Client, unchanged)
-		return nil, err
-	}
-	return a, nil
+	n.clients.settle(m.Client, unchanged)
+	return nil, err
 }
 
-func (a *arrival) build(n *Node, snapshot []byte) (err error) {
-	if a.target, err = migrate.Import(n.stack, snapshot); err != nil {
+// offered rebuilds the connections of a client that is expected, silent. Whether it
+// could the answer to Activate tells, which comes at once.
+func (n *Node) offered(m *api.Message) {
+	n.mu.Lock()
+	a := n.arriving[m.ID]
+	n.mu.Unlock()
+	if a == nil {
+		return
+	}
+	a.offered, a.word, a.states = true, m.Word, m.State
+	if a.err = a.to.takes(); a.err == nil {
+		a.err = a.build(m.Snapshot)
+	}
+}
+
+func (a *arrival) build(snapshot []byte) error {
+	if err := a.target.Import(snapshot); err != nil {
 		return err
 	}
-	switch {
-	case a.target.Client() != a.client:
-		err = fmt.Errorf("the snapshot is of client %s instead of %s", a.target.Client(), a.client)
-	case len(a.states) != 0 && len(a.states) != a.target.Len():
-		err = fmt.Errorf("the state of %d connections, and a snapshot of %d", len(a.states), a.target.Len())
+	if len(a.states) != 0 && len(a.states) != a.target.Len() {
+		return fmt.Errorf("the state of %d connections, and a snapshot of %d", len(a.states), a.target.Len())
 	}
-	if err != nil {
-		a.target.Discard()
-	}
-	return err
+	return nil
 }
 
-// activate makes an arrival this application's. It returns the answer.
+// activate makes an arrival this application's, if it can and the daemon has not
+// overruled that. It returns the answer.
 func (n *Node) activate(m *api.Message) *api.Message {
 	reply := &api.Message{Kind: api.Activated, ID: m.ID, Client: m.Client}
-	a := n.take(m.ID, false)
-	if a == nil {
+	n.mu.Lock()
+	a, decisions := n.arriving[m.ID], n.decisions
+	n.mu.Unlock()
+	switch {
+	case a == nil || !a.offered:
 		reply.Error = "there is no such handoff"
+	case a.err != nil:
+		reply.Error = a.err.Error()
+	case !decisions.Take(a.word, m.ID):
+		reply.Error = "the daemon has withdrawn it"
+	}
+	if reply.Error != "" {
+		n.forget(m.ID)
 		return reply
 	}
+	n.take(m.ID, false)
 	if m.Optimised {
 		n.stack.Bind(a.client) // first: what is sent goes out by the binding
 	}
+	delete(n.away, a.client) // it is answered here now
 	conns, err := a.target.Activate()
-	if err != nil {
-		reply.Error = err.Error()
-	}
 	in := &Incoming{Client: a.client, From: a.from}
 	for i, c := range conns {
 		if c == nil {
@@ -354,7 +378,21 @@ func (n *Node) missLocked(a *arrival) {
 
 func (a *arrival) key() api.Missed { return api.Missed{Client: a.client, From: a.from} }
 
+// drop ends an arrival whose client is its donor's. Once it was offered the client may
+// have heard of this node: what it sends here is sent on.
 func (n *Node) drop(a *arrival) {
-	a.target.Discard()
-	n.clients.settle(a.client, unchanged)
+	defer n.clients.settle(a.client, unchanged)
+	if !a.offered {
+		a.target.Discard()
+		return
+	}
+	forward := func(p []byte) { n.stack.Tunnel(a.careOf, p) }
+	late, err := a.target.Return(forward, grace)
+	if err != nil { // nobody else ends it
+		n.logger().Error("ds: a client goes back", "client", a.client, "error", err)
+	}
+	n.answerNew(n.stack, a.client)
+	for _, p := range late {
+		forward(p)
+	}
 }

@@ -27,14 +27,15 @@ type script struct {
 	end  chan struct{}
 
 	answers chan []byte // packets of the application
+	words   *api.Decisions
 }
 
 // scripted returns a node of such a daemon.
 func scripted(server netip.Addr) (*Node, *script) {
-	s := &script{in: make(chan *api.Message), out: make(chan *api.Message, 100), end: make(chan struct{}), answers: make(chan []byte, 100)}
+	s := &script{in: make(chan *api.Message), out: make(chan *api.Message, 100), end: make(chan struct{}), answers: make(chan []byte, 100), words: api.NewDecisions()}
 	return &Node{Attach: func(context.Context, *api.Message) (*Attachment, error) {
 		return &Attachment{
-			Session: s,
+			Session: s, Decisions: s.words.OtherEnd(),
 			Config: api.SessionConfig{
 				Addr: server, CareOf: netip.MustParseAddr("2001:db8:c::1"), Via: netip.MustParseAddr("2001:db8:c::2"), Node: "b", MTU: 1500,
 			},
@@ -255,7 +256,9 @@ func TestLateSYN(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		say(&api.Message{Kind: api.Offer, ID: id, Client: client, From: "a", Snapshot: snapshot}, api.Accepted)
+		say(&api.Message{Kind: api.Expect, ID: id, Client: client, From: "a", CareOf: netip.MustParseAddr("2001:db8:c::3")}, api.Expected)
+		s.words.Put(int(id), id)
+		say(&api.Message{Kind: api.Offer, ID: id, Word: int(id), Client: client, From: "a", Snapshot: snapshot}, 0)
 	}
 	late := func(id uint64, client netip.Addr, packet []byte) {
 		s.in <- &api.Message{Kind: api.Late, ID: id, Client: client, Packets: [][]byte{packet}}

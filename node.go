@@ -81,8 +81,9 @@ type Node struct {
 	closed    bool
 	started   bool
 	config    api.SessionConfig
-	session   Session // nil: detached
-	announced bool    // the daemon was told that handoffs are accepted
+	session   Session        // nil: detached
+	decisions *api.Decisions // of session
+	announced bool           // the daemon was told that handoffs are accepted
 	arrivals  *HandoffListener
 	lastID    uint64
 	leaving   map[uint64]*handoff
@@ -159,7 +160,7 @@ func (n *Node) start(ctx context.Context) (*stack.Stack, error) {
 		return nil, fmt.Errorf("ds: attach: %w", err)
 	}
 	if a.Device == nil {
-		a.Session.Close()
+		a.close()
 		return nil, errors.New("ds: attach: the daemon gave no TUN")
 	}
 	n.contact.Store(a.Config.Contact == a.Config.Node)
@@ -175,8 +176,7 @@ func (n *Node) start(ctx context.Context) (*stack.Stack, error) {
 		Begin:   func(s *stack.Stack) { away = n.leaveAway(s, a.Config.Away, a.Config.Left) },
 	})
 	if err != nil {
-		a.Device.Close()
-		a.Session.Close()
+		a.close()
 		return nil, fmt.Errorf("ds: attach: %w", err)
 	}
 	n.mu.Lock()
@@ -188,8 +188,9 @@ func (n *Node) start(ctx context.Context) (*stack.Stack, error) {
 	n.stranded = make(map[netip.Addr]*arrival)
 	n.away = away
 	n.stack, n.daemon, n.config, n.started = s, a.Daemon, a.Config, true
-	n.session, n.announced = a.Session, accepts
-	n.wg.Go(func() { n.run(a.Session) })
+	session := newUnhurried(a.Session)
+	n.session, n.decisions, n.announced = session, a.Decisions, accepts
+	n.wg.Go(func() { n.run(session) })
 	n.wg.Go(n.tellClients)
 	return s, nil
 }

@@ -121,7 +121,8 @@ func TestCancel(t *testing.T) {
 	}{
 		{api.Prepare, "", false, "a"}, // the answer may be there first
 		{api.Offer, ds.StageTransfer, true, ""},
-		{api.Activate, ds.StageTransfer, true, "b"},
+		{api.Activate, ds.StageTransfer, true, ""},
+		{api.Activated, ds.StageTransfer, true, "b"},
 	} {
 		t.Run(tt.at.String(), func(t *testing.T) {
 			ctx, cancel := context.WithCancel(context.Background())

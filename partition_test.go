@@ -156,9 +156,10 @@ func TestTargetEnds(t *testing.T) {
 		kind api.Kind
 		want outcome
 	}{
+		{api.Expect, outcome{ds.StagePrepare, false, "a", ds.ErrRefused, "its application has gone"}},
+		{api.Expected, outcome{ds.StagePrepare, false, "a", ds.ErrRefused, "its application has gone"}},
 		{api.Offer, outcome{ds.StageTransfer, false, "a", ds.ErrRefused, "its application has gone"}},
-		{api.Accepted, outcome{ds.StageTransfer, false, "a", ds.ErrRefused, "its application has gone"}},
-		{api.Activate, outcome{owner: "b"}},
+		{api.Activate, outcome{ds.StageTransfer, false, "a", ds.ErrRefused, "its application has gone"}},
 		{api.Activated, outcome{owner: "b"}},
 	} {
 		t.Run(tt.kind.String(), func(t *testing.T) {
@@ -266,7 +267,7 @@ func TestFullTarget(t *testing.T) {
 	arrivals.Fill()
 	_, err = a.Handoff(t.Context(), client1, "b", nil)
 	var he *ds.HandoffError
-	if !errors.As(err, &he) || he.Stage != ds.StageTransfer || he.Committed || !errors.Is(err, ds.ErrRefused) || !strings.Contains(err.Error(), "slow to accept") {
+	if !errors.As(err, &he) || he.Stage != ds.StagePrepare || he.Committed || !errors.Is(err, ds.ErrRefused) || !strings.Contains(err.Error(), "slow to accept") {
 		t.Fatalf("got %v", err)
 	}
 	echo := func(at net.Conn) {

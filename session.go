@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/distributed-servers/ds/daemon/api"
@@ -33,6 +33,10 @@ type Attachment struct {
 	Config  api.SessionConfig
 	Device  tun.Device // nil if the application has it: api.Message.HasTUN
 	Daemon  Daemon     // of the first attachment; nil: there is nobody to ask
+
+	// Decisions about what the daemon offers in this session. Without them no client
+	// can be handed off to this node. The Node closes them.
+	Decisions *api.Decisions
 }
 
 // How long it takes until the next try to attach again.
@@ -61,7 +65,7 @@ func (n *Node) attached() Session {
 
 // run reads what the daemon says, on this one goroutine, and attaches again
 // when the daemon goes away, until the Node is closed.
-func (n *Node) run(s Session) {
+func (n *Node) run(s *unhurried) {
 	for {
 		err := n.receive(s)
 		s.Close()
@@ -72,27 +76,26 @@ func (n *Node) run(s Session) {
 	}
 }
 
-func (n *Node) receive(s Session) error {
+func (n *Node) receive(s *unhurried) error {
 	var replies []*api.Message // to messages that have come together
-	live := false              // some of which are that a client has gone live
 	for {
 		m, err := s.Receive()
 		if err == nil {
-			if r := n.dispatch(s, m); r != nil {
+			switch r := n.dispatch(s, m); {
+			case r == nil:
+			case r.Kind == api.Activated:
+				s.Later(r)
+			default:
 				replies = append(replies, r)
-				live = live || r.Kind == api.Activated
 			}
 			if len(replies) < maxReplies && s.Ready() {
 				continue
 			}
 		}
 		if len(replies) > 0 {
-			if live { // clients wait for its handlers, but nobody for these replies
-				runtime.Gosched()
-			}
 			s.Send(replies...)
 			clear(replies)
-			replies, live = replies[:0], false
+			replies = replies[:0]
 		}
 		if err != nil {
 			return err
@@ -103,6 +106,64 @@ func (n *Node) receive(s Session) error {
 // maxReplies is how many wait for each other. To rebuild a client's connections may
 // take some tens of microseconds.
 const maxReplies = 16
+
+// unhurried is a session in which some messages can wait: for the next that cannot, or a
+// moment. That a client has gone live is one, for what the daemons do then wants the
+// processors that the client's handlers need to answer it, and nobody waits for that.
+type unhurried struct {
+	Session
+
+	mu      sync.Mutex
+	waiting []*api.Message
+	since   []time.Time // they wait
+	timer   *time.Timer
+}
+
+// moment is how long they wait: it takes a handler less to answer, and a client is
+// thought to be with its donor still for no longer than that.
+const moment = time.Millisecond
+
+func newUnhurried(s Session) *unhurried {
+	u := &unhurried{Session: s}
+	u.timer = time.AfterFunc(time.Hour, func() { u.Send() })
+	u.timer.Stop()
+	return u
+}
+
+// Later sends a message with the next, or after a moment.
+func (u *unhurried) Later(m *api.Message) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.waiting, u.since = append(u.waiting, m), append(u.since, time.Now())
+	switch len(u.waiting) {
+	case 1:
+		u.timer.Reset(moment)
+	case maxReplies:
+		u.sendLocked()
+	}
+}
+
+// Send implements Session.
+func (u *unhurried) Send(all ...*api.Message) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.sendLocked(all...)
+}
+
+func (u *unhurried) sendLocked(all ...*api.Message) error {
+	if len(u.waiting) > 0 {
+		for i, m := range u.waiting {
+			m.Ago = time.Since(u.since[i])
+		}
+		all = append(u.waiting, all...)
+		u.waiting, u.since = nil, nil
+		u.timer.Stop()
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return u.Session.Send(all...)
+}
 
 // dispatch does what a message asks for, and returns the reply, if there is one. What
 // cannot wait for anybody is done right here.
@@ -123,8 +184,10 @@ func (n *Node) dispatch(s Session, m *api.Message) (reply *api.Message) {
 		if m.Error == "" { // from now on nobody here would ask for it
 			return &api.Message{Kind: api.Settled, ID: m.ID}
 		}
+	case api.Expect:
+		return n.expect(m)
 	case api.Offer:
-		return n.offered(m)
+		n.offered(m)
 	case api.Late:
 		n.late(m)
 	case api.Activate:
@@ -144,6 +207,8 @@ func (n *Node) dispatch(s Session, m *api.Message) (reply *api.Message) {
 func (n *Node) detached(cause error) {
 	n.mu.Lock()
 	n.session = nil
+	n.decisions.Close()
+	n.decisions = nil
 	closed, arriving := n.closed, n.arriving
 	n.arriving = make(map[uint64]*arrival)
 	for _, a := range arriving {
@@ -166,7 +231,7 @@ func (n *Node) detached(cause error) {
 }
 
 // attachAgain tries until it succeeds, or returns nil when the Node is closed.
-func (n *Node) attachAgain() Session {
+func (n *Node) attachAgain() *unhurried {
 	said := ""
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		a, accepts, err := n.attachOnce()
@@ -206,9 +271,10 @@ func (n *Node) attachOnce() (a *Attachment, accepts bool, err error) {
 	n.mu.Unlock()
 	if a.Device != nil {
 		a.Device.Close() // we have it
+		a.Device = nil
 	}
 	if c := a.Config; c.Addr != before.Addr || c.CareOf != before.CareOf || c.MTU != before.MTU {
-		a.Session.Close()
+		a.close()
 		return nil, false, fmt.Errorf("the daemon now has address %s, care-of address %s, MTU %d instead of %s, %s, %d; restart this program",
 			c.Addr, c.CareOf, c.MTU, before.Addr, before.CareOf, before.MTU)
 	}
@@ -216,7 +282,7 @@ func (n *Node) attachOnce() (a *Attachment, accepts bool, err error) {
 }
 
 // resumed goes on in a new session. It returns nil if the Node is closed.
-func (n *Node) resumed(a *Attachment, accepts bool) Session {
+func (n *Node) resumed(a *Attachment, accepts bool) *unhurried {
 	n.reconfigure(&a.Config)
 	// A daemon that was started anew may have forgotten bindings, and nobody
 	// would renew them. It says which it has; until then what comes by them is
@@ -229,10 +295,11 @@ func (n *Node) resumed(a *Attachment, accepts bool) Session {
 	n.mu.Lock()
 	if n.closed {
 		n.mu.Unlock()
-		a.Session.Close()
+		a.close()
 		return nil
 	}
-	n.session, n.announced = a.Session, accepts
+	session := newUnhurried(a.Session)
+	n.session, n.decisions, n.announced = session, a.Decisions, accepts
 	for _, a := range n.stranded {
 		a.expire.Reset(strandTimeLeft)
 	}
@@ -240,7 +307,7 @@ func (n *Node) resumed(a *Attachment, accepts bool) Session {
 	n.announce()
 	n.clients.attached()
 	n.logger().Info("ds: attached to the daemon again", "node", a.Config.Node)
-	return a.Session
+	return session
 }
 
 // reconfigure applies what may change while there are connections.

@@ -55,12 +55,12 @@ func TestExternalTunnel(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	session, welcome, files, err := api.Attach(ctx, s.api("a").Socket, dsa, &api.Message{Kind: api.Hello, Program: "test"})
+	attached, err := api.Attach(ctx, s.api("a").Socket, dsa, &api.Message{Kind: api.Hello, Program: "test"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer session.Close()
-	dev, err := tun.FromFiles(files, welcome.Config.MTU)
+	defer attached.Close()
+	dev, err := tun.FromFiles(attached.TUN, attached.Welcome.Config.MTU)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -65,7 +65,7 @@ func frozenMember(t *testing.T, name string) *member.Member {
 	}
 	m, err := member.New(member.Config{
 		Name: name, Home: frozenHome, HomeAgent: netip.MustParseAddr("2001:db8:1::1"), SPI: 256, Key: []byte("sixteen octets!!"), Nodes: nodes,
-		Contact: member.Contact{Name: "a"}, Epoch: time.Unix(1795000000, 0), Rand: zeros{},
+		Contact: member.Contact{Name: "a"}, Words: api.NewDecisions(), Epoch: time.Unix(1795000000, 0), Rand: zeros{},
 		Session: api.SessionConfig{MTU: 1500, Queues: 1, TUN: "ds0"},
 	})
 	if err != nil {
@@ -161,8 +161,8 @@ func aDay(t *testing.T) []byte {
 	r := &recorder{t: t, members: make(map[string]*member.Member), now: make(map[string]time.Duration)}
 	r.answer = func(node string, m *api.Message) []*api.Message {
 		switch m.Kind {
-		case api.Offer:
-			return []*api.Message{{Kind: api.Accepted, ID: m.ID}}
+		case api.Expect:
+			return []*api.Message{{Kind: api.Expected, ID: m.ID}}
 		case api.Activate:
 			return []*api.Message{{Kind: api.Activated, ID: m.ID}}
 		case api.Done:

@@ -203,11 +203,11 @@ func testTargetFullDisk(t *testing.T, disk *faultyFile, state member.State, full
 	if !prepared(1, frozenClient) {
 		t.Fatal("refused")
 	}
+	v.step(member.App{Message: &api.Message{Kind: api.Expected, ID: 1}}) // the first offer
 	if full {
 		r.path = filepath.Join(s.dir, "no directory", "x") // nor is there another
 	}
 	v.step(member.Peer{From: "a", Message: &member.Message{Kind: member.Transfer, ID: 1, Client: frozenClient, Epoch: 2, Relayed: true, Snapshot: []byte("snapshot")}})
-	v.step(member.App{Message: &api.Message{Kind: api.Accepted, ID: 1}}) // the first offer
 	if _, has := v.member.Client(frozenClient); has != (state > member.Taken) {
 		t.Fatalf("it has the client: %t", has)
 	}

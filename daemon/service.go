@@ -34,6 +34,7 @@ type service struct {
 	records *records // nil: not open yet
 	timer   *time.Timer
 	session *session // nil: no application is attached
+	words   words    // of the one that is, or was last
 	device  *tun.TUN // nil: the application that is attached has the only descriptors
 	waiting map[uint64]chan member.Answer
 	jobs    map[uint64]*jobReports // by command

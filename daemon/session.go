@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"os"
 	"slices"
 	"time"
 
@@ -24,6 +25,10 @@ type session struct {
 	since time.Time
 	hello *api.Message
 	s     *service
+
+	// decisions about offers, which the application shares: of AppGone still, and closed
+	// after that.
+	decisions *api.Decisions
 }
 
 // send sends messages of the member. The welcome has the descriptors with it.
@@ -32,10 +37,16 @@ func (a *session) send(all ...*api.Message) {
 		return
 	}
 	var err error
-	if first := all[0]; first.Kind == api.Welcome && !a.hello.HasTUN {
-		discard(a.s.device)
-		first.Config.Queues = a.s.device.Queues()
-		err = a.SendFiles(first, a.s.device.Files()...)
+	if first := all[0]; first.Kind == api.Welcome {
+		var files []*os.File
+		if !a.hello.HasTUN {
+			discard(a.s.device)
+			first.Config.Queues = a.s.device.Queues()
+			files = a.s.device.Files()
+		}
+		words := a.decisions.File()
+		err = a.SendFiles(first, append(files, words)...)
+		words.Close()
 		all = all[1:]
 	}
 	if err == nil {
@@ -79,6 +90,7 @@ func (n *Node) Attach(ctx context.Context, dsa netip.Addr, who server.Cred, conn
 	if err := s.attach(a); err != nil {
 		return err
 	}
+	defer a.decisions.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	var in []member.Input
 	for {
@@ -124,11 +136,19 @@ func (s *service) attach(a *session) error {
 				"no interface for %s: %v", s.home, err)
 		}
 	}
-	s.session = a
+	var err error
+	if a.decisions, err = api.ShareDecisions(); err != nil {
+		return api.Errorf(api.ErrFailed, "", "no memory to share with the application: %v", err)
+	}
+	s.session, s.words.Decisions = a, a.decisions
 	s.entrance.stale = true
 	s.stepLocked(member.App{Message: a.hello})
 	return nil
 }
+
+// words are the member's: of the application that is attached, and in the step in which
+// it hears that it is not any more.
+type words struct{ *api.Decisions }
 
 // discard discards what has come while no application was there to read it. It may be
 // of clients that the one before has handed off, whom a new application would reset;

@@ -57,8 +57,12 @@ type process struct {
 
 	// Of the goroutine that takes the inputs.
 	session *session
+	words   *words            // of that session, and in the step in which it has ended
 	joined  map[string]uint64 // the number of the connection to each, 0: none
 }
+
+// words are a member's.
+type words struct{ *api.Decisions }
 
 // item is an input with where it comes from.
 type item struct {
@@ -87,9 +91,10 @@ func (c *Cluster) bootLocked(d *daemon) {
 	if c.closed {
 		return
 	}
+	words := new(words)
 	m, err := member.New(member.Config{
 		Name: d.name, Home: netip.PrefixFrom(Server, 64), HomeAgent: homeAgent, SPI: spi, Key: key,
-		Nodes: d.addrs, Contact: d.contact, Records: d.records, Epoch: epoch, Rand: rand.Reader,
+		Nodes: d.addrs, Contact: d.contact, Records: d.records, Words: words, Epoch: epoch, Rand: rand.Reader,
 		Session:     api.SessionConfig{MTU: mtu, Queues: 1, TUN: "tun-" + d.name},
 		IdleTimeout: speed * time.Minute, StartGrace: speed * time.Second, PrepareTimeout: speed * 10 * time.Second,
 		HandoffTimeout: speed * 30 * time.Second, TakeoverTimeout: speed * 10 * time.Second, HandshakeGrace: speed * time.Minute,
@@ -97,7 +102,7 @@ func (c *Cluster) bootLocked(d *daemon) {
 	if err != nil {
 		panic(fmt.Sprintf("dstest: %s: %v", d.name, err)) // two nodes of one name, or none
 	}
-	p := &process{daemon: d, member: m, ended: make(chan struct{}), events: server.Events{Size: 1024}, joined: make(map[string]uint64)}
+	p := &process{daemon: d, member: m, words: words, ended: make(chan struct{}), events: server.Events{Size: 1024}, joined: make(map[string]uint64)}
 	p.more.L = &p.queue
 	p.timer = time.AfterFunc(time.Hour, func() { p.put(item{in: member.Tick{}}) })
 	d.process = p
@@ -202,7 +207,7 @@ func (p *process) admit(i *item) bool {
 		p.joined[in.Name] = 0
 	case member.App:
 		if i.hello {
-			p.session = i.session
+			p.session, p.words.Decisions = i.session, i.session.decisions
 		}
 		return p.session == i.session
 	case member.AppGone:

@@ -29,8 +29,9 @@ type application struct {
 // session is an application's end. Messages pass in their frames, so that they
 // are what a real session lets pass.
 type session struct {
-	app     *application
-	process *process
+	app       *application
+	process   *process
+	decisions *api.Decisions
 
 	mu     sync.Mutex
 	more   sync.Cond
@@ -57,9 +58,9 @@ func (a *application) attach(hello *api.Message) (*ds.Attachment, error) {
 	if hello.HasTUN {
 		c.seen.resumed(d.name, hello)
 	}
-	s := &session{app: a, process: p}
+	s := &session{app: a, process: p, decisions: api.NewDecisions()}
 	s.more.L = &s.mu
-	at := &ds.Attachment{Session: s, Daemon: monitor{d}}
+	at := &ds.Attachment{Session: s, Decisions: s.decisions.OtherEnd(), Daemon: monitor{d}}
 	if !hello.HasTUN {
 		if before := d.app; before != nil && before != a {
 			c.seen.ended(before, true)

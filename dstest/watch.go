@@ -21,6 +21,7 @@ type watch struct {
 	holders map[netip.Addr]string // the node that may send, "": the client was given away and not yet taken
 	gifts   map[giftID]*gift      // by the last handoffs of each node
 	away    map[netip.Addr]*gift  // those of clients that nobody has
+	may     map[netip.Addr]string // the node whose application may go live, and has if it sends
 	flows   map[flowID]*flow
 	closing []*flow // those that have sent a FIN, the latest
 	found   []string
@@ -64,6 +65,7 @@ func (w *watch) init() {
 	w.gifts = make(map[giftID]*gift)
 	w.away = make(map[netip.Addr]*gift)
 	w.flows = make(map[flowID]*flow)
+	w.may = make(map[netip.Addr]string)
 }
 
 func (w *watch) faultLocked(format string, args ...any) {
@@ -118,6 +120,11 @@ func (w *watch) sent(a *application, m *api.Message) (given *gift) {
 			}
 		}
 		return g
+	case m.Kind == api.Activated && w.may[m.Client] == node:
+		delete(w.may, m.Client)
+		if m.Error == "" {
+			w.holdLocked(node, m.Client, "says that it is live")
+		}
 	case m.Kind == api.Gone && holder == node:
 		delete(w.holders, m.Client)
 	}
@@ -125,13 +132,22 @@ func (w *watch) sent(a *application, m *api.Message) (given *gift) {
 }
 
 // resumed is what a node's application says when it attaches again. What is not among it
-// has ended while there was no session to say so.
+// has ended, or never went live, while there was no session to say so.
 func (w *watch) resumed(node string, hello *api.Message) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for client, holder := range w.holders {
 		if holder == node && !slices.Contains(hello.Resume, client) {
 			delete(w.holders, client)
+		}
+	}
+	for client, may := range w.may {
+		if may != node {
+			continue
+		}
+		delete(w.may, client)
+		if slices.Contains(hello.Resume, client) {
+			w.holdLocked(node, client, "says that it has had it")
 		}
 	}
 }
@@ -146,7 +162,7 @@ func (w *watch) received(a *application, m *api.Message) {
 	node := a.daemon.name
 	switch {
 	case m.Kind == api.Activate:
-		w.holdLocked(node, m.Client, "is told that it is live")
+		w.may[m.Client] = node
 	case m.Kind == api.Done:
 		id := giftID{node, m.ID}
 		g := w.gifts[id]
@@ -199,6 +215,11 @@ func (w *watch) ended(a *application, replaced bool) {
 			delete(w.holders, client)
 		}
 	}
+	for client, may := range w.may {
+		if may == node {
+			delete(w.may, client)
+		}
+	}
 	for id := range w.gifts { // the next application has the same numbers
 		if id.node == node {
 			delete(w.gifts, id)
@@ -222,6 +243,10 @@ func (w *watch) packet(a *application, p *wire.Packet) {
 		return
 	}
 	node := a.daemon.name
+	if w.may[client] == node {
+		delete(w.may, client)
+		w.holdLocked(node, client, "is live")
+	}
 	f := w.flows[id]
 	holder, held := w.holders[client]
 	switch {
@@ -255,6 +280,9 @@ func (w *watch) packet(a *application, p *wire.Packet) {
 	if flags&fin != 0 {
 		w.closingLocked(f)
 		f.ended, f.fin = true, seq+uint32(len(data))+1
+	}
+	if len(data) == 1 && seq+1 == f.next {
+		return // netstack's probe of a closed window, which has any octet (RFC 9293 section 3.8.6.1)
 	}
 	if at, same := f.compare(seq, data); !same {
 		w.faultLocked("%s repeats a part of a connection of %s with another octet at %d", node, client, at)

@@ -153,10 +153,10 @@ func (c *cluster) attach(n *node, d *server) *tun.TUN {
 	c.t.Helper()
 	ctx, cancel := c.within(patience)
 	defer cancel()
-	s, welcome, files, err := api.Attach(ctx, n.Socket, d.Addr.Addr(), &api.Message{Kind: api.Hello, Program: "e2e"})
+	a, err := api.Attach(ctx, n.Socket, d.Addr.Addr(), &api.Message{Kind: api.Hello, Program: "e2e"})
 	c.ok(err)
-	c.t.Cleanup(func() { s.Close() })
-	device, err := tun.FromFiles(files, welcome.Config.MTU)
+	c.t.Cleanup(a.Close)
+	device, err := tun.FromFiles(a.TUN, a.Welcome.Config.MTU)
 	c.ok(err)
 	c.t.Cleanup(func() { device.Close() })
 	return device

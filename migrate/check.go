@@ -92,7 +92,8 @@ func selfTest() (err error) {
 	if err != nil {
 		return err
 	}
-	t, err := importSnapshot(stacks[2], snap)
+	t := &Target{stack: stacks[2]}
+	err = t.importSnapshot(snap)
 	if err != nil {
 		return err
 	}

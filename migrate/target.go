@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/distributed-servers/ds/migrate/internal/gvtcp"
 	"github.com/distributed-servers/ds/migrate/snapshot"
@@ -12,12 +13,14 @@ import (
 )
 
 // Target receives connections. Its methods may be called from several
-// goroutines; once one of Activate and Discard was called, both fail with
+// goroutines; once one of Activate, Discard and Return was called, all fail with
 // [ErrOrder].
 //
-//	Import ──► imported ──Activate──► live
-//	               │
-//	               └──Discard──► gone
+//	Expect ──► expecting ──Import──► imported ──Activate──► live
+//	               │                     │
+//	               └──Discard, Return────┴──► gone
+//
+// The function [Import] does both at once, for connections that nobody sends to before.
 type Target struct {
 	stack *stack.Stack
 
@@ -48,6 +51,22 @@ type received struct {
 	listener *stack.Listener // where it waits to be accepted
 }
 
+// Expect holds what a client sends, from now on: its connections are to be imported, and
+// it may hear of this node before they are.
+//
+// The error can be [ErrBusy] or [stack.ErrClosed].
+func Expect(s *stack.Stack, client netip.Addr) (*Target, error) {
+	t := &Target{stack: s, client: client}
+	if s.Closed() {
+		return nil, failed("expect", t, stack.ErrClosed)
+	}
+	t.holds = t.oneHold[:0]
+	if err := t.hold(stack.Tuple{Remote: netip.AddrPortFrom(client, 0)}); err != nil {
+		return nil, failed("expect", t, err)
+	}
+	return t, nil
+}
+
 // Import rebuilds the connections of a snapshot: silent, and out of reach of
 // both their peers, whose packets are held from now on, and the application.
 // It rebuilds all or none. It keeps no reference to snap.
@@ -55,33 +74,69 @@ type received struct {
 // The error can be [ErrFormat], [ErrVersion], [ErrNoAddress], [ErrNoRoute],
 // [ErrInUse], [ErrTooLarge], [ErrNoListener] or [ErrBusy].
 func Import(s *stack.Stack, snap []byte) (*Target, error) {
-	if err := Check(); err != nil {
+	t := &Target{stack: s}
+	if err := t.Import(snap); err != nil {
 		return nil, err
 	}
-	return importSnapshot(s, snap)
+	return t, nil
 }
 
-func importSnapshot(s *stack.Stack, b []byte) (*Target, error) {
-	if s.Closed() {
-		return nil, failed("import", name("snapshot"), stack.ErrClosed)
+// Import is [Import] for a client that is expected. After an error it still is. A
+// snapshot of somebody else's connections is [ErrFormat].
+func (t *Target) Import(snap []byte) error {
+	if err := Check(); err != nil {
+		return err
+	}
+	return t.importSnapshot(snap)
+}
+
+func (t *Target) importSnapshot(b []byte) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.done || t.out != nil:
+		return failed("import", t, fmt.Errorf("%w: it was imported or discarded before", ErrOrder))
+	case t.stack.Closed():
+		return failed("import", name("snapshot"), stack.ErrClosed)
 	}
 	snap := scratch.Get().(*snapshot.Snapshot)
 	defer recycle(snap)
 	if err := snap.Parse(b); err != nil {
-		return nil, failed("import", name("snapshot"), err)
+		return failed("import", name("snapshot"), err)
 	}
-	t := &Target{stack: s, client: snap.Client}
-	t.holds, t.conns, t.out = t.oneHold[:0], t.oneConn[:0], t.oneOut[:]
+	expected := len(t.holds)
+	switch {
+	case expected == 0:
+		t.client = snap.Client
+	case snap.Client != t.client:
+		return failed("import", t, fmt.Errorf("%w: of %s", ErrFormat, of(snap)))
+	}
+	t.conns, t.out = t.oneConn[:0], t.oneOut[:]
 	if n := len(snap.Conns); n != 1 {
-		t.holds = make([]stack.Hold, 0, max(n, 1))
 		t.conns = make([]received, 0, n)
 		t.out = make([]*stack.Conn, n)
 	}
-	if err := t.build(snap.Conns); err != nil {
-		t.drop()
-		return nil, failed("import", t, err)
+	if expected == 0 {
+		if t.holds = t.oneHold[:0]; len(snap.Conns) != 1 {
+			t.holds = make([]stack.Hold, 0, max(len(snap.Conns), 1))
+		}
 	}
-	return t, nil
+	if err := t.build(snap.Conns); err != nil {
+		err = failed("import", t, err)
+		t.discardConns()
+		dropHolds(t.holds[expected:])
+		t.holds, t.out = t.holds[:expected], nil
+		return err
+	}
+	return nil
+}
+
+// of says whose connections a snapshot has.
+func of(s *snapshot.Snapshot) string {
+	if s.Client.IsValid() {
+		return "client " + s.Client.String()
+	}
+	return fmt.Sprintf("%d connection(s)", len(s.Conns))
 }
 
 // String names what is received.
@@ -94,6 +149,7 @@ func (t *Target) String() string {
 
 func (t *Target) build(records []snapshot.Conn) error {
 	switch {
+	case len(t.holds) > 0: // expected
 	case t.client.IsValid():
 		if err := t.hold(stack.Tuple{Remote: netip.AddrPortFrom(t.client, 0)}); err != nil {
 			return err
@@ -148,6 +204,25 @@ func (t *Target) hold(tuple stack.Tuple) error {
 	return nil
 }
 
+// Return gives the connections up with nothing on the wire, as Discard does, for a client
+// that may have heard of this node: the packets that have arrived, which it returns, and
+// those that do so until grace is over are the donor's. forward gets the latter, as
+// that of [Donor.Discard].
+func (t *Target) Return(forward func(packet []byte), grace time.Duration) (late [][]byte, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.done {
+		return nil, failed("return", t, fmt.Errorf("%w: it was activated or discarded before", ErrOrder))
+	}
+	t.done = true
+	t.discardConns()
+	for i := range t.holds {
+		late = append(late, t.holds[i].Forward(forward, grace)...)
+	}
+	t.holds = nil
+	return late, nil
+}
+
 // Client is the client all of whose connections they are, the zero value if the
 // donor was none of a client.
 func (t *Target) Client() netip.Addr { return t.client }
@@ -166,10 +241,12 @@ func (t *Target) Len() int { return len(t.out) }
 func (t *Target) Activate(late ...[]byte) ([]*stack.Conn, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.done {
+	switch {
+	case t.done:
 		return nil, failed("activate", t, fmt.Errorf("%w: it was activated or discarded before", ErrOrder))
-	}
-	if t.stack.Closed() {
+	case t.out == nil:
+		return nil, failed("activate", t, fmt.Errorf("%w: nothing was imported", ErrOrder))
+	case t.stack.Closed():
 		t.done = true
 		t.drop()
 		return nil, failed("activate", t, stack.ErrClosed)
@@ -224,11 +301,20 @@ func (t *Target) Discard() error {
 }
 
 func (t *Target) drop() {
+	t.discardConns()
+	dropHolds(t.holds)
+	t.holds = nil
+}
+
+func (t *Target) discardConns() {
 	for i := range t.conns {
 		t.conns[i].restored.Discard()
 	}
-	for i := range t.holds {
-		t.holds[i].Drop()
+	t.conns, t.first = nil, nil
+}
+
+func dropHolds(holds []stack.Hold) {
+	for i := range holds {
+		holds[i].Drop()
 	}
-	t.holds, t.conns, t.first = nil, nil, nil
 }

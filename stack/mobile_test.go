@@ -309,17 +309,24 @@ func TestMobileEarly(t *testing.T) {
 	if stats := w.nodes[0].ShimStats(); stats != (stack.ShimStats{}) {
 		t.Errorf("dropped %+v", stats)
 	}
-	// But not for a connection that is not here, nor to begin one.
-	for _, p := range [][]byte{
-		syn(netip.AddrPortFrom(client6, 1000), netip.AddrPortFrom(server6, 80)),
-		syn(netip.AddrPortFrom(client6, 1000), netip.MustParseAddrPort(s.LocalAddr().String())),
-	} {
+	// But not for a connection that is not here.
+	l, err := w.nodes[0].Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	begin := syn(netip.AddrPortFrom(client6, 1000), netip.AddrPortFrom(server6, 80))
+	middle := slices.Clone(begin)
+	middle[40+13] = 0x10 // ACK
+	for _, p := range [][]byte{middle, syn(netip.AddrPortFrom(client6, 1000), netip.AddrPortFrom(server6, 81))} {
 		w.fromClient(p)
 		w.devs[0].settle(t)
 	}
 	if stats := w.nodes[0].ShimStats(); stats.Unbound != 2 {
 		t.Errorf("dropped %+v", stats)
 	}
+	w.fromClient(begin) // it may begin one
+	w.devs[0].waitSent(t, "an answer", 0, func(p []byte) bool { return p[6] == 41 })
 }
 
 // TestMobileRefuse: a client that uses a binding which is not ours is not

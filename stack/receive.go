@@ -152,7 +152,7 @@ func (l *link) receive(batch []arrived, merger *coalescer) {
 		case taken:
 		case a.late && l.strayed(a.p):
 			l.shim.dropped.late.Add(1)
-		case a.early && !l.serves(a.p):
+		case a.early && !l.serves(a.p) && !l.welcomes(a.p):
 			l.shim.dropped.unbound.Add(1)
 		default:
 			kept = append(kept, a)
@@ -189,9 +189,7 @@ func (l *link) strayed(p []byte) bool {
 	if !ok {
 		return false // nor does it answer that: ICMP errors, fragments but the first
 	}
-	// A client that is thought to be here may begin a connection, but none that
-	// a listener knows of is under way.
-	return ep == nil || listens(ep) && !begins(p)
+	return ep == nil || listens(ep) && !begins(p) // a listener knows of none under way
 }
 
 // serves tells whether a packet is a segment of a connection that is here. When a client
@@ -200,6 +198,14 @@ func (l *link) strayed(p []byte) bool {
 func (l *link) serves(p []byte) bool {
 	t, ok := InboundTuple(p)
 	return ok && l.lives(t)
+}
+
+// welcomes tells whether a packet begins a connection that somebody here waits for. A
+// client keeps its binding for minutes, also when application and daemon have ended
+// meanwhile, and nobody here knows of it any more.
+func (l *link) welcomes(p []byte) bool {
+	ep, _ := l.endpoint(p)
+	return ep != nil && listens(ep) && begins(p)
 }
 
 // lives tells whether a connection is here, perhaps in the middle of its handshake.

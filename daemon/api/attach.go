@@ -16,8 +16,9 @@ import (
 // and keeps those of the release before.
 //
 //	dsco-session/1  with Commit; never released
-//	dsco-session/2
-var sessionProtocols = []string{"dsco-session/2"}
+//	dsco-session/2  with Accepted, without Decisions; never released
+//	dsco-session/3
+var sessionProtocols = []string{"dsco-session/3"}
 
 // SessionProtocols are what an attach call has in its Upgrade header (RFC 9110
 // section 7.8): versions of a session, the best first.
@@ -41,39 +42,55 @@ func agrees(offered string) bool {
 	return ok
 }
 
+// Attached is what [Attach] has got: a session, the daemon's Welcome, and what has come
+// with it. The caller closes all of it.
+type Attached struct {
+	Session   *Session
+	Welcome   *Message
+	TUN       []*os.File // its descriptors, one for each queue; none if the Hello has HasTUN
+	Decisions *Decisions
+}
+
+// Close closes everything, the session first.
+func (a *Attached) Close() {
+	a.Session.Close()
+	for _, f := range a.TUN {
+		f.Close()
+	}
+	a.Decisions.Close()
+}
+
 // Attach attaches this process to the distributed server dsa at the daemon
 // behind socket (empty: [NodeSocket]). hello is the first message of the
-// session, welcome the daemon's answer, and files are descriptors of the TUN,
-// one for each queue, which the caller closes; none if hello.HasTUN. A refusal
-// is of type [*Error].
+// session. A refusal is of type [*Error].
 //
 // The context bounds the call, not the session.
-func Attach(ctx context.Context, socket string, dsa netip.Addr, hello *Message) (s *Session, welcome *Message, files []*os.File, err error) {
+func Attach(ctx context.Context, socket string, dsa netip.Addr, hello *Message) (*Attached, error) {
 	if socket == "" {
 		socket = NodeSocket
 	}
 	conn, err := dial(ctx, socket)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	fail := func(err error) (*Session, *Message, []*os.File, error) {
+	fail := func(err error) (*Attached, error) {
 		stop()
 		conn.Close()
 		if cause := ctx.Err(); cause != nil {
 			err = fmt.Errorf("api: attach to %s: %w", dsa, cause)
 		}
-		return nil, nil, nil, err
+		return nil, err
 	}
 	r, err := upgrade(conn, dsa)
 	if err != nil {
 		return fail(err)
 	}
-	s = newSession(conn, r, application)
+	s := newSession(conn, r, application)
 	if err := s.Send(hello); err != nil {
 		return fail(err)
 	}
-	welcome, err = s.Receive()
+	welcome, err := s.Receive()
 	switch {
 	case err != nil:
 		err = fmt.Errorf("api: attach to %s: %w", dsa, err)
@@ -86,15 +103,24 @@ func Attach(ctx context.Context, socket string, dsa netip.Addr, hello *Message) 
 		s.Close()
 		return fail(err)
 	}
-	files = s.in.take()
-	if want := welcome.Config.Queues; !hello.HasTUN && len(files) != want || !stop() {
-		for _, f := range files {
-			f.Close()
-		}
-		s.Close()
-		return fail(fmt.Errorf("api: attach to %s: %d descriptors for %d queues; raise the limit of open files (ulimit -n)", dsa, len(files), want))
+	a := &Attached{Session: s, Welcome: welcome, TUN: s.in.take()}
+	queues := welcome.Config.Queues
+	if hello.HasTUN {
+		queues = 0
 	}
-	return s, welcome, files, nil
+	if n := len(a.TUN); n != queues+1 {
+		err = fmt.Errorf("%d descriptors, not %d of the interface and one of decisions; raise the limit of open files (ulimit -n)", n, queues)
+	} else {
+		words := a.TUN[queues]
+		a.TUN = a.TUN[:queues]
+		a.Decisions, err = OpenDecisions(words)
+		words.Close()
+	}
+	if err != nil || !stop() {
+		a.Close()
+		return fail(fmt.Errorf("api: attach to %s: %w", dsa, err))
+	}
+	return a, nil
 }
 
 // upgrade makes the HTTP part of an attach call.

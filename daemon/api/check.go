@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 	"unicode/utf8"
 )
 
@@ -44,8 +45,9 @@ var rules = [kinds]struct {
 	Done:          {daemon, needID | needCareOf, true},
 	Late:          {either, needClient | needPackets, false},
 	Abort:         {application, needID, true},
+	Expect:        {daemon, needID | needClient | needFrom | needCareOf, false},
+	Expected:      {application, needID, true},
 	Offer:         {daemon, needID | needClient | needFrom | needSnapshot, false},
-	Accepted:      {application, needID, true},
 	Activate:      {daemon, needID, false},
 	Activated:     {application, needID, true},
 	Forget:        {daemon, needID, true},
@@ -57,7 +59,8 @@ var rules = [kinds]struct {
 const (
 	maxName     = 253 // of a node, a DNS name; of an interface, a program
 	maxError    = 4096
-	maxFiles    = 64 // descriptors, one for each queue
+	maxQueues   = 64            // of the TUN
+	maxFiles    = maxQueues + 1 // descriptors: one for each, and that of Decisions
 	minimumMTU  = 1280
 	greatestMTU = 65535
 )
@@ -110,6 +113,8 @@ func (m *Message) checkFields() error {
 		checkLen("doubts", len(m.Doubts), maxElements),
 		checkLen("missed", len(m.Missed), MaxMissed),
 		checkConnections(m.Connections),
+		checkWord(m.Word),
+		checkAgo(m.Ago),
 	} {
 		if err != nil {
 			return err
@@ -167,7 +172,7 @@ func (c *SessionConfig) check() error {
 		}
 	}
 	for _, a := range c.Away {
-		if err := errors.Join(checkAddr("client that is away", a.Client, true), checkAddr("where it is", a.CareOf, true)); err != nil {
+		if err := errors.Join(checkAddr("client that is away", a.Client, true), checkAddr("where it is", a.CareOf, false)); err != nil {
 			return err
 		}
 	}
@@ -194,8 +199,8 @@ func (c *SessionConfig) check() error {
 		return fmt.Errorf("no name of the node")
 	case c.MTU < minimumMTU || c.MTU > greatestMTU:
 		return fmt.Errorf("an MTU of %d, not %d to %d", c.MTU, minimumMTU, greatestMTU)
-	case c.Queues < 1 || c.Queues > maxFiles:
-		return fmt.Errorf("%d queues, not 1 to %d", c.Queues, maxFiles)
+	case c.Queues < 1 || c.Queues > maxQueues:
+		return fmt.Errorf("%d queues, not 1 to %d", c.Queues, maxQueues)
 	}
 	return nil
 }
@@ -229,6 +234,20 @@ func checkName(what, name string) error {
 func checkConnections(n int) error {
 	if n < 0 || n > maxElements {
 		return fmt.Errorf("%d connections", n)
+	}
+	return nil
+}
+
+func checkAgo(d time.Duration) error {
+	if d < 0 {
+		return fmt.Errorf("%v ago", d)
+	}
+	return nil
+}
+
+func checkWord(n int) error {
+	if n < 0 || n >= MaxDecisions {
+		return fmt.Errorf("word %d, not 0 to %d", n, MaxDecisions-1)
 	}
 	return nil
 }

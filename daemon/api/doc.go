@@ -15,7 +15,8 @@
 //	for e, err := range c.Watch(ctx, api.WatchOptions{Since: api.FromNow}) { … }
 //
 // An application attaches once: [Attach] makes an HTTP connection a session,
-// with which it gets its TUN's descriptors and takes part in handoffs.
+// with which it gets its TUN's descriptors and takes part in handoffs. Who has the
+// last word about a client that is offered is decided in [Decisions].
 //
 // The package is a leaf. It imports nothing of the daemon, so a program that
 // talks to one does not link it.

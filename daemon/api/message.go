@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/fxamacker/cbor/v2"
@@ -25,13 +26,13 @@ const (
 	// means that it was attached before, has not ended since and still has the
 	// descriptors; then Resume are the clients that it owns, Doubts its
 	// handoffs after Transfer of which it has not heard the end: Done will tell. Missed
-	// are the latest offers that it has accepted and was never told to activate; without
+	// are the latest offers that it has got and that it did not activate; without
 	// TellsMissed (of ds before it had them) none are told. TakesAway says that it knows
 	// what SessionConfig.Away and Nobodys are. A
 	// later Hello says that AcceptsHandoffs has changed, and is not answered.
 	Hello Kind = iota + 1
 	// Welcome answers it: Config, and with it the descriptors of the TUN unless
-	// HasTUN. Error refuses.
+	// HasTUN, and that of [Decisions]. Error refuses.
 	Welcome
 	// ConfigChanged tells a changed configuration.
 	ConfigChanged
@@ -65,15 +66,20 @@ const (
 	// the target has not taken the client, it never will, and Done tells.
 	Abort
 
-	// Offer brings a Client from node From. Accepted: the connections are
-	// rebuilt, silent. Error refuses.
+	// Expect: an Offer of Client may come, from node From, whose care-of address is
+	// CareOf. What the client sends is held from now on. Expected answers. Error refuses.
+	Expect
+	Expected
+	// Offer brings the Snapshot of a Client from node From, and the State: the connections
+	// are rebuilt, silent, and nothing answers. It has the ID of Expect; Word of
+	// [Decisions] is where the offer is decided.
 	Offer
-	Accepted
-	// Activate: they are this application's now. Bound if the Binding Update is
-	// on its way. Activated answers.
+	// Activate: they are this application's if it can take the word of the offer.
+	// Optimised if the Binding Update is on its way. Activated answers: they live here.
+	// Error: it could not, and never will; it has not taken the word.
 	Activate
 	Activated
-	// Forget: they are not, and never will be.
+	// Forget, after Expect or Offer: they are not, and never will be.
 	Forget
 
 	// Settled answers a Done without Error: the application is in no doubt about
@@ -90,8 +96,8 @@ const (
 var kindNames = [kinds]string{
 	Hello: "hello", Welcome: "welcome", ConfigChanged: "config", Owned: "owned", Gone: "gone", Bound: "bound", Unbound: "unbound",
 	Asked: "asked", Answered: "answered", Prepare: "prepare", Prepared: "prepared", Transfer: "transfer",
-	Done: "done", Late: "late", Abort: "abort", Offer: "offer", Accepted: "accepted", Activate: "activate",
-	Activated: "activated", Forget: "forget", Settled: "settled", Nobodys: "nobody's",
+	Done: "done", Late: "late", Abort: "abort", Expect: "expect", Expected: "expected",
+	Offer: "offer", Activate: "activate", Activated: "activated", Forget: "forget", Settled: "settled", Nobodys: "nobody's",
 }
 
 func (k Kind) String() string {
@@ -136,18 +142,23 @@ type Message struct {
 	Missed      []Missed `cbor:"20,keyasint,omitempty"`
 	TellsMissed bool     `cbor:"21,keyasint,omitempty"`
 	TakesAway   bool     `cbor:"22,keyasint,omitempty"`
+
+	Ago time.Duration `cbor:"24,keyasint,omitempty"` // in Activated and Done: since the client went live
+
+	Word int `cbor:"23,keyasint,omitempty"` // of Decisions, 0 to MaxDecisions-1, in Offer
 }
 
 // Away is a client that was given away by an application which has ended: it is not to
-// be answered for some time. What it sends is for whom CareOf belongs to.
+// be answered for some time. What it sends is for whom CareOf belongs to;
+// without CareOf it is for nobody, and to be reset: it has ended with its application.
 type Away struct {
 	_      struct{} `cbor:",toarray"`
 	Client netip.Addr
 	CareOf netip.Addr
 }
 
-// Missed is an offer that an application has accepted, and that came to nothing as far
-// as it has heard.
+// Missed is an offer that an application has got, and that came to nothing as far as it
+// has heard.
 type Missed struct {
 	_      struct{} `cbor:",toarray"`
 	Client netip.Addr
@@ -190,7 +201,7 @@ type SessionConfig struct {
 	Node    string   `cbor:"5,keyasint"`           // this node's name
 	Nodes   []string `cbor:"6,keyasint,omitempty"` // the others' names
 	MTU     int      `cbor:"7,keyasint"`
-	Queues  int      `cbor:"8,keyasint"` // how many descriptors come with it
+	Queues  int      `cbor:"8,keyasint"` // how many descriptors the TUN has
 	TUN     string   `cbor:"9,keyasint"` // name of the interface
 	Contact string   `cbor:"10,keyasint,omitempty"`
 

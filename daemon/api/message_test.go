@@ -38,8 +38,9 @@ var complete = [kinds]*Message{
 	Late:          {ID: 1, Client: netip.MustParseAddr("2001:db8::1"), Packets: [][]byte{{6}, {}}},
 	Done:          {ID: 1, CareOf: addr2},
 	Abort:         {ID: 1},
-	Offer:         {ID: 1, Client: addr1, From: "a", Snapshot: []byte("snapshot")},
-	Accepted:      {ID: 1},
+	Expect:        {ID: 1, Client: addr1, From: "a", CareOf: addr2},
+	Expected:      {ID: 1},
+	Offer:         {ID: 1, Client: addr1, From: "a", Snapshot: []byte("snapshot"), Word: MaxDecisions - 1},
 	Activate:      {ID: 1, Optimised: true},
 	Activated:     {ID: 1},
 	Forget:        {ID: 1},
@@ -121,6 +122,8 @@ func TestBadMessages(t *testing.T) {
 		"node not UTF-8":      changeConfig(func(c *SessionConfig) { c.Nodes = []string{"\xff"} }),
 		"long program":        change(Hello, func(m *Message) { m.Program = strings.Repeat("x", 254) }),
 		"fewer than no conns": change(Owned, func(m *Message) { m.Connections = -1 }),
+		"word before all":     change(Offer, func(m *Message) { m.Word = -1 }),
+		"word after all":      change(Offer, func(m *Message) { m.Word = MaxDecisions }),
 		"no address":          changeConfig(func(c *SessionConfig) { c.Addr = netip.Addr{} }),
 		"no care-of":          changeConfig(func(c *SessionConfig) { c.CareOf = netip.Addr{} }),
 		"via IPv4":            changeConfig(func(c *SessionConfig) { c.Via = v4 }),
@@ -131,7 +134,7 @@ func TestBadMessages(t *testing.T) {
 		"small MTU":           changeConfig(func(c *SessionConfig) { c.MTU = 1279 }),
 		"large MTU":           changeConfig(func(c *SessionConfig) { c.MTU = 65536 }),
 		"no queue":            changeConfig(func(c *SessionConfig) { c.Queues = 0 }),
-		"many queues":         changeConfig(func(c *SessionConfig) { c.Queues = maxFiles + 1 }),
+		"many queues":         changeConfig(func(c *SessionConfig) { c.Queues = maxQueues + 1 }),
 	} {
 		if b, err := AppendMessage(nil, m); !errors.Is(err, ErrMessage) || len(b) > 0 {
 			t.Errorf("%s: got %v", name, err)

@@ -37,11 +37,11 @@ import (
 //	Answered     ──────────────────────────────  (to Asked)
 //
 //	handoff, as target
-//	             ◄───────────────────────────── Offer
-//	Accepted     ──────────────────────────────
-//	             ◄───────────────────────────── Late
+//	             ◄───────────────────────────── Expect
+//	Expected     ──────────────────────────────
+//	             ◄───────────────────────────── Offer, Late
 //	             ◄───────────────────────────── Activate
-//	Activated    ──────────────────────────────
+//	Activated    ──────────────────────────────  (once it has taken the offer's word)
 //	             ◄───────────────────────────── Forget
 //
 // Messages about the same handoff carry its ID, which the donor's application

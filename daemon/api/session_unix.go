@@ -75,7 +75,7 @@ func (d *descriptors) keep(oob []byte) error {
 				syscall.Close(fd)
 				continue
 			}
-			d.files = append(d.files, os.NewFile(uintptr(fd), "tun"))
+			d.files = append(d.files, os.NewFile(uintptr(fd), "of a session"))
 		}
 	}
 	return nil

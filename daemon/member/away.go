@@ -24,7 +24,7 @@ import (
 // absence is a client that another member has got.
 type absence struct {
 	client netip.Addr
-	to     string
+	to     string        // "": nobody has it
 	until  time.Duration // when nothing of it comes here any more
 	id     uint64        // of the handoff
 }
@@ -161,9 +161,9 @@ func (m *Member) awayNow() (all []api.Away, left []netip.Addr) {
 		}
 	}
 	for _, client := range slices.SortedFunc(maps.Keys(to), netip.Addr.Compare) {
-		if n, known := m.cfg.Nodes[to[client]]; known && m.clients[client] == nil {
+		if n, known := m.cfg.Nodes[to[client]]; (known || to[client] == "") && m.clients[client] == nil {
 			all = append(all, api.Away{Client: client, CareOf: n.CareOf})
-			if !doubt[client] {
+			if known && !doubt[client] {
 				left = append(left, client)
 			}
 		}

@@ -2,10 +2,9 @@ package member
 
 import (
 	"fmt"
+	"net/netip"
 	"testing"
 	"time"
-
-	"github.com/distributed-servers/ds/daemon/api"
 )
 
 const noRoom = "no space left on device"
@@ -129,29 +128,55 @@ func TestDiskFull(t *testing.T) {
 }
 
 // An application that ends, and one whose donor asks, in the very step in which
-// the client is to be taken: it has not been.
+// the client is to be taken: it has not been. One that has taken it has.
 func TestEndsWhileTaken(t *testing.T) {
-	for _, lost := range []bool{false, true} {
-		w := begin(t, 1, 1)
-		c := clientAddr(0)
-		b := w.members["b"]
-		w.members["a"].app.handOff(c, "b", 0)
-		for len(b.app.offered) == 0 {
-			w.run(10 * time.Microsecond)
-		}
-		o := b.m.arrivals()[0]
-		out := b.m.Step(w.now, App{&api.Message{Kind: api.Accepted, ID: o.id}}, Peer{"a", &Message{Kind: Query, ID: o.key.id, Client: c}}, AppGone{lost})
-		if len(out.Record) != 2 || out.Record[1].State != Forgotten {
-			t.Fatalf("recorded: %v", out.Record)
-		}
-		if n := len(out.Peers); n == 0 || out.Peers[n-1].Message.Kind != Done || out.Peers[n-1].Message.Error == "" {
-			t.Fatalf("the donor is not told: %+v", out.Peers)
-		}
-		if out := b.m.Step(w.now, Recorded{}); len(out.Peers)+len(out.App)+len(out.Record) > 0 {
-			t.Errorf("it is taken after all: %+v", out)
-		}
-		if _, has := b.m.Client(c); has || len(b.m.incoming) > 0 {
-			t.Error("it has the client")
+	for _, tt := range []struct {
+		name string
+		then func(o *offer, c netip.Addr) Input
+	}{
+		{"asked", func(o *offer, c netip.Addr) Input {
+			return Peer{"a", &Message{Kind: Query, ID: o.key.id, Client: c}}
+		}},
+		{"ended", func(*offer, netip.Addr) Input { return AppGone{Lost: true} }},
+	} {
+		for _, live := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, live %t", tt.name, live), func(t *testing.T) {
+				w := begin(t, 1, 1)
+				c := clientAddr(0)
+				b := w.members["b"]
+				w.members["a"].app.handOff(c, "b", 0)
+				for len(b.m.incoming) == 0 || b.m.arrivals()[0].stage != ready {
+					w.run(10 * time.Microsecond)
+				}
+				o := b.m.arrivals()[0]
+				b.m.Step(w.now, Peer{"a", &Message{Kind: Transfer, ID: o.key.id, Client: c, Epoch: 2, Snapshot: []byte("connections")}})
+				if live && !b.words.Take(o.word, o.id) {
+					t.Fatal("not its to take")
+				}
+				out := b.m.Step(w.now, tt.then(o, c))
+				var last *Message
+				if n := len(out.Peers); n > 0 {
+					last = out.Peers[n-1].Message
+				}
+				var state State
+				if n := len(out.Record); n > 0 {
+					state = out.Record[n-1].State
+				}
+				switch {
+				case !live && (state != Forgotten || last == nil || last.Kind != Done || last.Error == ""):
+					t.Errorf("not given back: %s, %+v", state, last)
+				case live && tt.name == "asked" && (state != 0 || last != nil):
+					t.Errorf("decided: %s, %+v", state, last)
+				case live && tt.name == "ended" && (state != Activated || last == nil || last.Kind != Done || last.Error != ""):
+					t.Errorf("not taken: %s, %+v", state, last)
+				}
+				if out := b.m.Step(w.now, Recorded{}); !live && len(out.Peers)+len(out.App)+len(out.Record) > 0 {
+					t.Errorf("it is taken after all: %+v", out)
+				}
+				if b.words.Take(o.word, o.id) {
+					t.Error("its to take after that")
+				}
+			})
 		}
 	}
 }

@@ -31,19 +31,18 @@
 // # Handoff
 //
 //	donor's app   donor              target        target's app
-//	    │ Prepare   │ Prepare          │                │
-//	    ├──────────►├─────────────────►│ care-of test   │
-//	    │ Prepared  │         Prepared │ ahead of time  │
-//	    │◄──────────┤◄─────────────────┤                │
+//	    │ Prepare   │ Prepare          │ Expect         │
+//	    ├──────────►├─────────────────►├───────────────►│ hold
+//	    │           │     care-of test │                │
+//	    │ Prepared  │         Prepared │       Expected │
+//	    │◄──────────┤◄─────────────────┤◄───────────────┤
 //	  freeze        │                  │                │
 //	    │ Transfer  │ Transfer         │ Offer          │
 //	    ├──────────►╪═════════════════►├───────────────►│ import, silent
-//	    │ Late      │ Late             │ Late           │    ═: given away
+//	    │           │    taken, on disk│                │    ═: given away
+//	    │           │   Binding Update │ Activate       │
+//	    │ Late      │ Late             ├───────────────►╪ live, if it can take it
 //	    ├┄┄┄┄┄┄┄┄┄┄►├┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄►├┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄►│
-//	    │           │                  │       Accepted │
-//	    │           │   Binding Update ╪◄═══════════════┤    ═: taken
-//	    │           │                  │ Activate       │
-//	    │           │                  ├───────────────►│ live
 //	    │ Done      │             Done │      Activated │
 //	    │◄──────────┤◄─────────────────┤◄───────────────┤
 //	  discard       │                  │                │
@@ -55,11 +54,16 @@
 // owner. It deletes what it knows of the binding and neither sends for the client
 // nor answers for it until it hears Done. Done with an error means that the target
 // does not have the client and never will: the donor is the owner once more, with
-// a later epoch. The target decides when its application has rebuilt the
-// connections; an application that refuses, ends or takes too long before has had
-// no say, and the client goes back. If the connection between the two is lost
-// meanwhile, or nothing is heard, the donor asks (Query), which also decides: what
-// has not been taken by then never will be.
+// a later epoch, and its Binding Update is behind any of the target's.
+//
+// The target's member does not wait for its application, which rebuilds the connections
+// and goes live in one go: two messages fewer while the client waits. Who has the last
+// word is decided in memory that the two share (Words): the application takes the client
+// right before it goes live, and the member can overrule that as long as it has not, for
+// ever: when the application has ended or takes too long, and when the donor asks (Query),
+// because the connection between the two was lost, nothing was heard, or its application
+// does not want to wait. A client that was not taken goes back. It may have heard of the
+// target, whose application holds what it sends from Expect on, and sends it back too.
 //
 // What the client sends in between comes to the donor, and is sent after the
 // connections (Late), so that the target has it when it goes live.

@@ -205,6 +205,11 @@ func (m *Member) asDonor(from string, msg *Message) {
 	}
 }
 
+// behindTarget is what a donor that has a client back puts between the sequence number
+// that it gave away and the next that it sends, beside the fence of package mobility/node:
+// the target may have sent a Binding Update, and some more.
+const behindTarget = 512
+
 // done ends a handoff after Transfer: it has come about, or the client is this
 // member's again.
 func (m *Member) done(h *handoff, msg *Message) {
@@ -220,7 +225,7 @@ func (m *Member) done(h *handoff, msg *Message) {
 		}
 		h.stage = told
 		h.done = &api.Message{
-			Kind: api.Done, ID: h.session, Client: addr, CareOf: m.cfg.Nodes[h.to].CareOf, Optimised: msg.Optimised,
+			Kind: api.Done, ID: h.session, Client: addr, CareOf: m.cfg.Nodes[h.to].CareOf, Optimised: msg.Optimised, Ago: msg.Ago,
 		}
 		m.toApp(h.done)
 		return
@@ -230,6 +235,7 @@ func (m *Member) done(h *handoff, msg *Message) {
 		m.toApp(&api.Message{Kind: api.Nobodys, Client: addr})
 	}
 	if h.old { // nothing is left of it here
+		m.absences.add(absence{client: addr, until: m.now + awayTime}, m.now)
 		m.tellGone(h.c)
 		return
 	}
@@ -246,7 +252,12 @@ func (m *Member) done(h *handoff, msg *Message) {
 	if h.c.relayed {
 		m.setRelayed(c)
 	} else {
-		m.mobile(node.Bind{Client: addr, Grant: h.grant})
+		grant := h.grant
+		grant.Sequence += behindTarget
+		m.mobile(node.Bind{Client: addr, Grant: grant})
+		if h.c.bound && !c.bound { // until a Binding Update can be sent
+			m.toApp(&api.Message{Kind: api.Unbound, Client: addr})
+		}
 	}
 	if !h.orphan {
 		m.toApp(&api.Message{Kind: api.Done, ID: h.session, Error: fmt.Sprintf("node %s: %s", h.to, msg.Error)})
@@ -344,10 +355,10 @@ func (m *Member) abandonHandoffs(lost bool) {
 	}
 	for _, o := range m.arrivals() {
 		switch {
-		case o.stage < activating:
-			m.refuse(o, "its application has gone") // one that is being taken, too: it was not told
+		case o.stage < taking, lost && m.overrule(o):
+			m.refuse(o, "its application has gone")
 		case lost:
-			m.complete(o) // the client is this node's, although its connections are lost
+			m.complete(o, 0) // the client is this node's, although its connections are lost
 		}
 	}
 }

@@ -155,7 +155,7 @@ func TestMove(t *testing.T) {
 // A client whose handoff fails stays served, is told about, and tried again.
 func TestDrainFailures(t *testing.T) {
 	w := begin(t, 1, 6)
-	w.members["b"].app.refuses = "full"
+	w.members["b"].app.fails = "full"
 	w.command("a", Command{ID: 1, Node: "a", Job: drain})
 	r := w.last("a", 1)
 	if p := r.Progress; r.Error != "" || p.Moved != 6 || p.Failed != 3 || w.counts() != [3]int{0, 0, 6} {

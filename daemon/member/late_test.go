@@ -8,11 +8,11 @@ import (
 )
 
 // What comes late goes to the application with the offer that it belongs to, as
-// long as the client is only offered; once it is taken it is the client's, whatever
-// the application knows of it; and when it was refused nobody hears of it.
+// long as the client is not the application's; once it is taken it is the client's, whatever
+// the application knows of it; and when it has gone back nobody hears of it.
 func TestLate(t *testing.T) {
 	m, err := New(Config{
-		Name: "b", Home: home, HomeAgent: agentAddr, SPI: 256, Key: secret, Nodes: nodes(), Contact: Contact{Name: "a"}, Epoch: epoch, Rand: rand.Reader,
+		Name: "b", Home: home, HomeAgent: agentAddr, SPI: 256, Key: secret, Nodes: nodes(), Contact: Contact{Name: "a"}, Epoch: epoch, Words: api.NewDecisions(), Rand: rand.Reader,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -34,24 +34,27 @@ func TestLate(t *testing.T) {
 				t.Errorf("%s: the application gets %+v", when, out.App)
 			}
 		}
-		peer(&Message{Kind: Prepare, ID: id, Client: client, Epoch: 2, Relayed: true})
-		late("before it is given away")
-		out := peer(&Message{Kind: Transfer, ID: id, Client: client, Epoch: 2, Relayed: true, Snapshot: []byte("connections")})
-		if len(out.App) != 1 || out.App[0].Kind != api.Offer {
-			t.Fatalf("no offer: %+v", out.App)
+		out := peer(&Message{Kind: Prepare, ID: id, Client: client, Epoch: 2, Relayed: true})
+		if len(out.App) != 1 || out.App[0].Kind != api.Expect {
+			t.Fatalf("it is not expected: %+v", out.App)
 		}
 		offer := out.App[0].ID
-		late("offered", offer)
-		if out := m.Step(0, App{&api.Message{Kind: api.Accepted, ID: offer, Error: refuse}}); len(out.Record) > 0 {
-			late("being taken", offer)
-			m.Step(0, Recorded{})
+		m.Step(0, App{&api.Message{Kind: api.Expected, ID: offer}})
+		late("before it is given away")
+		out = peer(&Message{Kind: Transfer, ID: id, Client: client, Epoch: 2, Relayed: true, Snapshot: []byte("connections")})
+		if len(out.App) != 1 || out.App[0].Kind != api.Offer || out.App[0].ID != offer {
+			t.Fatalf("no offer: %+v", out.App)
 		}
-		if refuse != "" {
-			late("refused")
-			continue
+		late("offered", offer)
+		if out := m.Step(0, Recorded{}); len(out.App) != 1 || out.App[0].Kind != api.Activate {
+			t.Fatalf("it is not to go live: %+v", out.App)
 		}
 		late("taken", 0)
-		m.Step(0, App{&api.Message{Kind: api.Activated, ID: offer}})
+		m.Step(0, App{&api.Message{Kind: api.Activated, ID: offer, Error: refuse}})
+		if refuse != "" {
+			late("given back")
+			continue
+		}
 		late("live", 0)
 		m.Step(0, App{&api.Message{Kind: api.Gone, Client: client}})
 		late("without connections", 0)

@@ -40,6 +40,9 @@ type Config struct {
 	// Records are what was recorded before, in order.
 	Records []Record
 
+	// Words are those of the application that is attached.
+	Words Words
+
 	// Epoch is the wall-clock time when now is 0.
 	Epoch time.Time
 
@@ -298,7 +301,8 @@ type Member struct {
 	over      []uint64          // those of them that have ended
 
 	absences  absences
-	takesAway bool     // the application knows of them
+	takesAway bool // the application knows of them
+	words     words
 	waiting   []*offer // for what was recorded of them to be kept
 	noRecords string   // why it could not be
 
@@ -392,7 +396,7 @@ func New(cfg Config) (*Member, error) {
 		return nil, fmt.Errorf("member: random number: %w", err)
 	}
 	for i, v := range b {
-		m.lastID |= uint64(v) << (8 * i)
+		m.lastID |= uint64(v) << (8 * i) >> 8 // far from the greatest that Words take
 	}
 	return m, nil
 }

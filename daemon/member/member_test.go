@@ -90,12 +90,12 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	w.members["b"].app.refuses = "full"
-	if a := w.handOff(c, "b"); a.Err == nil || a.Err.Error() != "node b: full" {
+	if a := w.handOff(c, "b"); a.Err == nil || a.Err.Error() != "node b refuses: full" {
 		t.Errorf("to b, which refuses: %v", a.Err)
 	}
 	for accepts, want := range map[bool]string{ // it says so again while it is attached
 		false: "node b refuses: the application takes no clients from other nodes",
-		true:  "node b: full",
+		true:  "node b refuses: full",
 	} {
 		w.members["b"].step(App{Message: &api.Message{Kind: api.Hello, Program: "test", AcceptsHandoffs: accepts}})
 		if a := w.handOff(c, "b"); a.Err == nil || a.Err.Error() != want {

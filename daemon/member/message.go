@@ -105,6 +105,8 @@ type Message struct {
 	Job    *Job    `cbor:"23,keyasint,omitempty"`
 	Report *Report `cbor:"24,keyasint,omitempty"`
 
+	Ago time.Duration `cbor:"30,keyasint,omitempty"` // in Done: since the client went live
+
 	Newest   int       `cbor:"25,keyasint,omitempty"` // version that is spoken
 	Features []Feature `cbor:"26,keyasint,omitempty"`
 
@@ -243,6 +245,8 @@ func (m *Message) check() error {
 		return errors.New("unknown")
 	}
 	switch {
+	case m.Ago < 0:
+		return fmt.Errorf("%v ago", m.Ago)
 	case !unicast(m.Server):
 		return fmt.Errorf("server %s", m.Server)
 	case needsClient && !unicast(m.Client):

@@ -16,7 +16,7 @@ func TestSetNodes(t *testing.T) {
 	all := nodes()
 	two := map[string]Addrs{"a": all["a"], "b": all["b"]}
 	m, err := New(Config{
-		Name: "a", Home: home, HomeAgent: agentAddr, SPI: 256, Key: secret, Nodes: two, Contact: Contact{Name: "b"}, Epoch: epoch, Rand: rand.Reader,
+		Name: "a", Home: home, HomeAgent: agentAddr, SPI: 256, Key: secret, Nodes: two, Contact: Contact{Name: "b"}, Epoch: epoch, Words: api.NewDecisions(), Rand: rand.Reader,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -41,7 +41,7 @@ func (m *Member) fromApp(msg *api.Message) {
 		m.prepare(msg)
 	case api.Transfer, api.Late, api.Abort, api.Settled:
 		m.proceed(msg)
-	case api.Accepted, api.Activated:
+	case api.Expected, api.Activated:
 		m.offered(msg)
 	case api.Answered:
 		m.answered(msg)

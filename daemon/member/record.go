@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"github.com/distributed-servers/ds/daemon/api"
-	"github.com/distributed-servers/ds/mobility/node"
 )
 
 // This file is what a target must not forget; away.go has what a donor must not. A
@@ -36,9 +35,9 @@ type Record struct {
 type State uint8
 
 const (
-	// Taken: the application has rebuilt the connections, and is being told that
-	// they are its own. If the daemon ends now, the application knows whether it has
-	// had the client.
+	// Taken: the application is being given the connections, and told that they are its
+	// own when it has rebuilt them. If the daemon ends now, the application knows whether
+	// it has had the client.
 	Taken State = iota + 1
 	// Activated: the application has the client, or had it.
 	Activated
@@ -186,24 +185,22 @@ func (m *Member) recall(hello *api.Message) {
 		o := m.incoming[key]
 		switch has := hello == nil || hello.Got(rec.Client, rec.From); {
 		case has && o != nil:
-			m.complete(o)
+			m.complete(o, 0)
 		case has:
 			m.record(key.record(rec.Client, Activated))
 			m.toPeer(key.from, &Message{Kind: Done, ID: key.id})
 		default:
-			m.record(key.record(rec.Client, Forgotten))
-			m.toPeer(key.from, &Message{Kind: Done, ID: key.id, Error: "the application never had it"})
-			if o == nil {
+			if o != nil {
+				m.refuse(o, neverHad)
 				continue
 			}
-			m.remove(o)
-			if c := m.clients[o.client]; c != nil {
-				m.disown(c)
-				m.mobile(node.Abandon{Client: o.client})
-			}
+			m.record(key.record(rec.Client, Forgotten))
+			m.toPeer(key.from, &Message{Kind: Done, ID: key.id, Error: neverHad})
 		}
 	}
 }
+
+const neverHad = "the application never had it"
 
 // doubt takes up a handoff of which the application has not heard the end.
 func (m *Member) doubt(d api.Doubt) {

@@ -38,7 +38,7 @@ func (h *host) restart() {
 // detached calls off what can be called off.
 func (a *app) detached() {
 	a.session++
-	for _, id := range slices.Sorted(maps.Keys(a.offered)) {
+	for _, id := range slices.Sorted(maps.Keys(a.coming)) {
 		a.miss(id)
 	}
 	for _, id := range slices.Sorted(maps.Keys(a.moving)) {
@@ -81,8 +81,8 @@ func (w *world) certain() {
 		if len(h.m.records.of)+len(h.m.donated)+len(h.m.over) != 0 {
 			w.fail("%s remembers %v and %v, about which nobody will ask", n, h.m.records.of, h.m.donated)
 		}
-		if len(h.app.moving)+len(h.app.offered)+len(h.app.frozen) != 0 {
-			w.fail("%s's application is not done with handoffs: %+v, offered %v, frozen %v", n, h.app.moving, h.app.offered, h.app.frozen)
+		if len(h.app.moving)+len(h.app.coming)+len(h.app.frozen) != 0 {
+			w.fail("%s's application is not done with handoffs: %+v, coming %v, frozen %v", n, h.app.moving, h.app.coming, h.app.frozen)
 		}
 	}
 }

@@ -86,6 +86,11 @@ func soakSeeded(t *testing.T, seed uint64, all *soak) {
 		}
 	}
 	for begun := 0; begun < soakRun; {
+		for _, n := range names {
+			if a := w.members[n].app; a != nil {
+				a.flaky = true
+			}
+		}
 		clear(w.mayEnd)
 		clear(w.forgotten)
 		for range 25 {
@@ -169,7 +174,13 @@ func (w *world) lose(a *app) {
 			w.forgotten[c] = true
 		}
 	}
-	for _, o := range a.offered {
+	if a.session%2 == 1 && a.words == a.h.words && a.h.disk == nil {
+		return // what it had not taken yet the daemon gives back, and remembers that
+	}
+	for _, o := range a.missed { // which may not be remembered
+		w.mayEnd[o.Client] = w.mayEnd[o.Client] || a.h.disk != nil
+	}
+	for _, o := range a.coming {
 		w.mayEnd[o.Client] = true
 	}
 	for _, n := range names { // and of those that are on their way to it, who knows

@@ -77,7 +77,7 @@ func (w *world) expect(at string, client int, flags byte, node string) {
 
 // has tells whether an application has a client's connections, with or without a voice.
 func (a *app) has(client netip.Addr) bool {
-	for _, o := range a.offered {
+	for _, o := range a.coming {
 		if o.Client == client {
 			return true
 		}

@@ -36,7 +36,7 @@ func TestAgree(t *testing.T) {
 // count.
 func TestVersionRefused(t *testing.T) {
 	m, err := New(Config{
-		Name: "a", Home: home, HomeAgent: agentAddr, SPI: 256, Key: secret, Nodes: nodes(), Contact: Contact{Name: "b"}, Epoch: epoch, Rand: rand.Reader,
+		Name: "a", Home: home, HomeAgent: agentAddr, SPI: 256, Key: secret, Nodes: nodes(), Contact: Contact{Name: "b"}, Epoch: epoch, Words: api.NewDecisions(), Rand: rand.Reader,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +65,7 @@ func TestVersionRefused(t *testing.T) {
 // Who does not know orders is not given any.
 func TestFeatures(t *testing.T) {
 	m, err := New(Config{
-		Name: "a", Home: home, HomeAgent: agentAddr, SPI: 256, Key: secret, Nodes: nodes(), Contact: Contact{Name: "b"}, Epoch: epoch, Rand: rand.Reader,
+		Name: "a", Home: home, HomeAgent: agentAddr, SPI: 256, Key: secret, Nodes: nodes(), Contact: Contact{Name: "b"}, Epoch: epoch, Words: api.NewDecisions(), Rand: rand.Reader,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -100,6 +100,7 @@ type host struct {
 	kept  []Record
 	all   []Record                              // kept, and what could not be
 	disk  func([]Record) (kept int, why string) // nil: it keeps all
+	words *api.Decisions                        // of the daemon that runs now
 	mute  bool                                  // the daemon has been killed, and is about to be started anew
 
 	answers map[uint64]Answer
@@ -116,14 +117,27 @@ type app struct {
 	bound   map[netip.Addr]bool
 	lastID  uint64
 	moving  map[uint64]move
-	offered map[uint64]api.Missed
+	words   *api.Decisions // as long as it is attached
+	coming  map[uint64]coming
 	missed  []api.Missed
 	ended   map[netip.Addr]string // how the last handoff of a client has ended; "" is well
 	left    map[netip.Addr]departure
 	late    int      // packets that came in handoffs
 	refuses string   // why it takes no clients
-	hangs   api.Kind // at a message of this kind, which it does not act on
+	fails   string   // why it cannot rebuild their connections
+	flaky   bool     // it cannot now and then
+	hangs   api.Kind // at a message of this kind, and then at all
+	unread  []*api.Message
 	config  *api.SessionConfig
+}
+
+// coming is a client that is expected; once offered it has the connections.
+type coming struct {
+	api.Missed
+	careOf  netip.Addr // of the donor
+	offered bool
+	word    int
+	fails   string
 }
 
 type move struct {
@@ -198,8 +212,9 @@ func newWorld(t *testing.T, seed uint64) *world {
 
 func (h *host) boot() {
 	var err error
+	h.words = api.NewDecisions()
 	h.m, err = New(Config{
-		Name: h.name, Home: home, HomeAgent: agentAddr, SPI: 256, Key: secret, Nodes: nodes(), Contact: h.saved, Records: h.kept,
+		Name: h.name, Home: home, HomeAgent: agentAddr, SPI: 256, Key: secret, Nodes: nodes(), Contact: h.saved, Records: h.kept, Words: h.words,
 		Epoch: epoch, Rand: random{h.w.rand},
 	})
 	if err != nil {
@@ -219,7 +234,7 @@ func (h *host) attach() {
 	if a == nil {
 		a = &app{
 			h: h, live: make(map[netip.Addr]bool), frozen: make(map[netip.Addr]bool), bound: make(map[netip.Addr]bool),
-			moving: make(map[uint64]move), offered: make(map[uint64]api.Missed), ended: make(map[netip.Addr]string),
+			moving: make(map[uint64]move), coming: make(map[uint64]coming), ended: make(map[netip.Addr]string),
 			left: make(map[netip.Addr]departure),
 		}
 		h.app = a
@@ -228,6 +243,7 @@ func (h *host) attach() {
 	if a.session%2 == 0 {
 		a.session++
 	}
+	a.words = h.words
 	for c := range a.live {
 		hello.Resume = append(hello.Resume, c)
 	}
@@ -496,8 +512,11 @@ func (a *app) end(id uint64, client netip.Addr, why string) {
 // receive takes a message of the member.
 func (a *app) receive(m *api.Message) {
 	w := a.h.w
+	if m.Kind == a.hangs || len(a.unread) > 0 {
+		a.unread = append(a.unread, m)
+		return
+	}
 	switch mv := a.moving[m.ID]; m.Kind {
-	case a.hangs:
 	case api.Welcome, api.ConfigChanged:
 		a.config = m.Config
 		for _, away := range m.Config.Away {
@@ -534,25 +553,42 @@ func (a *app) receive(m *api.Message) {
 		a.late++
 	case api.Done:
 		a.done(m)
-	case api.Offer:
+	case api.Expect:
 		for _, id := range slices.Sorted(maps.Keys(a.moving)) {
 			if mv := a.moving[id]; mv.client == m.Client && mv.given {
-				a.done(&api.Message{Kind: api.Done, ID: id}) // who offers it had it
+				a.done(&api.Message{Kind: api.Done, ID: id}) // who hands it off had it
 			}
 		}
-		if !w.lax && string(m.Snapshot) != "connections of "+m.Client.String() {
+		if a.refuses == "" {
+			a.coming[m.ID] = coming{Missed: api.Missed{Client: m.Client, From: m.From}, careOf: m.CareOf}
+		}
+		a.send(&api.Message{Kind: api.Expected, ID: m.ID, Error: a.refuses})
+	case api.Offer:
+		o, expected := a.coming[m.ID]
+		if !expected || o.Client != m.Client || !w.lax && string(m.Snapshot) != "connections of "+m.Client.String() {
 			w.fail("%s is offered %q for %s", a.h.name, m.Snapshot, m.Client)
 		}
-		if a.refuses == "" {
-			a.offered[m.ID] = api.Missed{Client: m.Client, From: m.From}
+		o.offered, o.word, o.fails = true, m.Word, a.fails
+		if a.flaky && w.rand.IntN(30) == 0 {
+			o.fails = "bad luck"
 		}
-		a.send(&api.Message{Kind: api.Accepted, ID: m.ID, Error: a.refuses})
+		a.coming[m.ID] = o
 	case api.Activate:
-		if a.offered[m.ID].Client != m.Client {
+		o := a.coming[m.ID]
+		if o.Client != m.Client || !o.offered {
 			w.fail("%s is to activate %s, which it has not", a.h.name, m.Client)
 		}
-		a.missed = slices.DeleteFunc(a.missed, func(o api.Missed) bool { return o == a.offered[m.ID] })
-		delete(a.offered, m.ID)
+		if o.fails == "" && !a.words.Take(o.word, m.ID) {
+			o.fails = "overruled"
+		}
+		if o.fails != "" {
+			a.miss(m.ID)
+			a.send(&api.Message{Kind: api.Activated, ID: m.ID, Error: o.fails})
+			return
+		}
+		a.missed = slices.DeleteFunc(a.missed, func(m api.Missed) bool { return m == o.Missed })
+		delete(a.coming, m.ID)
+		delete(a.left, m.Client)
 		if m.Optimised {
 			a.bound[m.Client] = true
 		}
@@ -561,6 +597,15 @@ func (a *app) receive(m *api.Message) {
 		a.send(&api.Message{Kind: api.Activated, ID: m.ID})
 	case api.Forget:
 		a.miss(m.ID)
+	}
+}
+
+// goOn ends a hang.
+func (a *app) goOn() {
+	unread := a.unread
+	a.hangs, a.unread = 0, nil
+	for _, m := range unread {
+		a.receive(m)
 	}
 }
 
@@ -581,11 +626,15 @@ func (a *app) done(m *api.Message) {
 	}
 }
 
-// miss is that an offer comes to nothing.
+// miss is that a client does not come. What it sends all the same, once it may have heard
+// of this node, is sent on.
 func (a *app) miss(id uint64) {
-	if o, offered := a.offered[id]; offered {
-		a.missed = append(a.missed, o)
-		delete(a.offered, id)
+	if o, expected := a.coming[id]; expected {
+		a.missed = append(a.missed, o.Missed)
+		delete(a.coming, id)
+		if o.offered {
+			a.left[o.Client] = departure{a.h.m.other[o.careOf], a.h.w.now + forwardTime}
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 
@@ -17,18 +18,21 @@ var hello = &api.Message{Kind: api.Hello, Program: "test"}
 
 func TestAttach(t *testing.T) {
 	s, c := serve(t, Config{})
-	session, welcome, files, err := api.Attach(t.Context(), c.Socket, dsa, hello)
+	a, err := api.Attach(t.Context(), c.Socket, dsa, hello)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer session.Close()
-	if welcome.Config.Addr != dsa || len(files) != 1 {
-		t.Fatalf("got %+v, %d descriptors", welcome.Config, len(files))
+	defer a.Close()
+	session := a.Session
+	if a.Welcome.Config.Addr != dsa || len(a.TUN) != 1 {
+		t.Fatalf("got %+v, %d descriptors", a.Welcome.Config, len(a.TUN))
 	}
-	defer files[0].Close()
 	b := make([]byte, 100)
-	if n, err := files[0].Read(b); string(b[:n]) != "through the descriptor" {
+	if n, err := a.TUN[0].Read(b); string(b[:n]) != "through the descriptor" {
 		t.Errorf("got %q, %v", b[:n], err)
+	}
+	if !a.Decisions.Take(1, 2) {
+		t.Error("the decisions are not the daemon's")
 	}
 	for range 3 {
 		if err := session.Send(&api.Message{Kind: api.Owned, Client: client1}); err != nil {
@@ -50,9 +54,9 @@ func TestAttachRefused(t *testing.T) {
 	attach := func(cfg Config) error {
 		t.Helper()
 		_, c := serve(t, cfg)
-		session, _, _, err := api.Attach(t.Context(), c.Socket, dsa, hello)
+		a, err := api.Attach(t.Context(), c.Socket, dsa, hello)
 		if err == nil {
-			session.Close()
+			a.Close()
 		}
 		return err
 	}
@@ -71,15 +75,33 @@ func TestAttachRefused(t *testing.T) {
 	if err := attach(Config{Backend: &fake{attach: hangUp}}); !errors.Is(err, io.EOF) {
 		t.Errorf("hung up: %v", err)
 	}
-	few := func(s *api.Session) error {
-		config := &api.SessionConfig{Addr: dsa, CareOf: dsa, Via: dsa, Node: "a", MTU: 1500, Queues: 2, TUN: "dsco0"}
-		s.Receive()
-		s.Send(&api.Message{Kind: api.Welcome, Config: config})
-		_, err := s.Receive()
-		return err
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := attach(Config{Backend: &fake{attach: few}}); err == nil || !strings.Contains(err.Error(), "0 descriptors for 2 queues") {
-		t.Errorf("without descriptors: %v", err)
+	defer r.Close()
+	defer w.Close()
+	for want, files := range map[string][]*os.File{
+		"0 descriptors, not 2 of the interface and one of decisions": nil,
+		"2 descriptors, not 2": {r, r},
+		"4 descriptors, not 2": {r, r, r, r},
+		"not memory of":        {r, r, w},
+	} {
+		badly := func(s *api.Session) error {
+			config := &api.SessionConfig{Addr: dsa, CareOf: dsa, Via: dsa, Node: "a", MTU: 1500, Queues: 2, TUN: "dsco0"}
+			s.Receive()
+			s.SendFiles(&api.Message{Kind: api.Welcome, Config: config}, files...)
+			_, err := s.Receive()
+			return err
+		}
+		if err := attach(Config{Backend: &fake{attach: badly}}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%d descriptors: got %v, want %q", len(files), err, want)
+		}
+	}
+	// Nobody holds one of those that were refused.
+	w.Close()
+	if _, err := r.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the other end of the pipe is open: %v", err)
 	}
 }
 
@@ -92,14 +114,14 @@ func TestAttachTimesOut(t *testing.T) {
 		return err
 	}
 	_, c := serve(t, Config{Backend: &fake{attach: silent}})
-	if _, _, _, err := api.Attach(ctx, c.Socket, dsa, hello); !errors.Is(err, context.Canceled) {
+	if _, err := api.Attach(ctx, c.Socket, dsa, hello); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }
 
 func TestAttachNobody(t *testing.T) {
 	for path, want := range map[string]string{"/nonexistent/s": "start it", "/dev/null": "start it"} {
-		_, _, _, err := api.Attach(t.Context(), path, dsa, hello)
+		_, err := api.Attach(t.Context(), path, dsa, hello)
 		if !errors.Is(err, api.ErrNotRunning) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s: %v", path, err)
 		}
@@ -123,7 +145,7 @@ func TestAttachNobody(t *testing.T) {
 			bufio.NewReader(c).ReadString('\n')
 			fmt.Fprint(c, answer)
 		}()
-		if _, _, _, err := api.Attach(t.Context(), l.Addr().String(), dsa, hello); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := api.Attach(t.Context(), l.Addr().String(), dsa, hello); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", answer, err)
 		}
 	}

@@ -190,7 +190,7 @@ func TestUnsupported(t *testing.T) {
 			t.Errorf("%s: got %v", call.route, err)
 		}
 	}
-	if _, _, _, err := api.Attach(t.Context(), c.Socket, dsa, &api.Message{Kind: api.Hello, Program: "test"}); !errors.Is(err, api.ErrUnsupported) {
+	if _, err := api.Attach(t.Context(), c.Socket, dsa, &api.Message{Kind: api.Hello, Program: "test"}); !errors.Is(err, api.ErrUnsupported) {
 		t.Errorf("attach: got %v", err)
 	}
 }
@@ -236,7 +236,7 @@ func otherUser(path string) int {
 			return 1
 		}
 	}
-	s, _, _, err := api.Attach(context.Background(), path, dsa, &api.Message{Kind: api.Hello, Program: "test"})
+	s, err := api.Attach(context.Background(), path, dsa, &api.Message{Kind: api.Hello, Program: "test"})
 	if err != nil {
 		fmt.Println("no POST /servers/{dsa}/attach")
 		return 0

@@ -53,7 +53,7 @@ func TestSlow(t *testing.T) {
 	s, _ := serve(t, Config{RequestTimeout: 50 * time.Millisecond})
 	head := strings.TrimSuffix(postOf("handoff", "", strings.Repeat(" ", 100)), strings.Repeat(" ", 100))
 	for name, send := range map[string]string{
-		"no hello": "POST /v1/servers/2001:db8::1/attach HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: dsco-session/2\r\n\r\n",
+		"no hello": "POST /v1/servers/2001:db8::1/attach HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: dsco-session/3\r\n\r\n",
 		"nothing":  "", "half a line": "GET /v1/st", "half a header": "GET /v1/status HTTP/1.1\r\nHost: x\r\n",
 		"half a body": head + "{", "half a body, of a call that does not exist": strings.Replace(head, "/v1/", "/v9/", 1) + "{",
 	} {
@@ -130,7 +130,7 @@ func FuzzRequest(f *testing.F) {
 	f.Add("GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
 	f.Add(postOf("handoff", "application/json", `{"to":"b"}`))
 	f.Add("GET /v1/watch?since=1 HTTP/1.1\r\nHost: x\r\n\r\n")
-	f.Add("POST /v1/servers/2001:db8::1/attach HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: dsco-session/2\r\n\r\n\x00\x00\x00\x01\xa0")
+	f.Add("POST /v1/servers/2001:db8::1/attach HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: dsco-session/3\r\n\r\n\x00\x00\x00\x01\xa0")
 	path := filepath.Join(temp(f), "s")
 	s, c := serve(f, Config{Socket: path, RequestTimeout: time.Second})
 	f.Fuzz(func(t *testing.T, data string) {

@@ -155,7 +155,13 @@ func (f *fake) Attach(_ context.Context, d netip.Addr, who Cred, s *api.Session)
 	defer w.Close()
 	w.WriteString("through the descriptor")
 	config := &api.SessionConfig{Addr: d, CareOf: d.Next(), Via: d.Next(), Node: "a", MTU: 1500, Queues: 1, TUN: "dsco0"}
-	if err := s.SendFiles(&api.Message{Kind: api.Welcome, Config: config}, r); err != nil {
+	words, err := api.ShareDecisions()
+	if err != nil {
+		return err
+	}
+	defer words.Close()
+	words.Put(1, 2)
+	if err := s.SendFiles(&api.Message{Kind: api.Welcome, Config: config}, r, words.File()); err != nil {
 		return err
 	}
 	for {

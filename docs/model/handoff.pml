@@ -5,20 +5,22 @@
  *
  *   donor's application  donor's member   target's member  target's application
  *         live               │                │                   nothing
- *          │ Prepare         │ Prepare        │
- *          ├────────────────►├───────────────►│ ready
- *          │        Prepared │       Prepared │
- *        frozen ◄────────────┤◄───────────────┤
- *          │ Transfer        │ Transfer       │ Offer
- *       in doubt ───────────►╪═══════════════►├─────────────────► arriving
- *          │                 │                │          Accepted    │
- *          │                 │          taken ╪◄═════════════════════┤
- *          │                 │                │ Activate             │
- *          │                 │                ├───────────────────► live
+ *          │ Prepare         │ Prepare        │ Expect
+ *          ├────────────────►├───────────────►├─────────────────► arriving
+ *          │        Prepared │       Prepared │          Expected    │
+ *        frozen ◄────────────┤◄───────────────┤◄─────────────────────┤
+ *          │ Transfer        │ Transfer       │ Offer                │
+ *       in doubt ───────────►╪═══════════════►╪─────────────────► imports
+ *          │                 │          taken │ Activate             │
+ *          │                 │                ├────────── Take ───► live
  *          │            Done │           Done │         Activated    │
  *       nothing ◄────────────┤◄───────────────┤◄─────────────────────┤
  *          │ Settled         │ Settled        │
  *          ├────────────────►├───────────────►│ forgets
+ *
+ * The target's member does not wait for the import. It may overrule the application
+ * as long as that has not taken the word that they share; then the donor has the
+ * client again.
  *
  * README.md tells how this maps onto the code, and what the model leaves out.
  * Macros that are not defined here are mutations; README.md lists them.
@@ -48,6 +50,9 @@
 #ifndef FULLS
 #define FULLS 0		/* records that cannot be written */
 #endif
+#ifndef HANGS
+#define HANGS 0		/* applications that hang before they have taken the client */
+#endif
 #ifndef CONTACT
 #define CONTACT N	/* the node that is the contact; N: there is none, and no epochs */
 #endif
@@ -56,7 +61,7 @@
 /* What there is to say, in sessions and between members. */
 mtype:kind = {
 	Prepare, Prepared, Transfer, Done, Abort, Query, Settled,
-	Offer, Accepted, Activate, Activated, Forget,
+	Expect, Expected, Offer, Activate, Activated, Forget,
 	Owners, Stale, Gone /* these have an epoch instead of a handoff */
 };
 
@@ -68,8 +73,12 @@ mtype:conns = { live, frozen };	/* what an application has of the client */
 /* How far a handoff is for the donor (handoff.go) and for the target (target.go);
  * what the target's daemon remembers of it. */
 mtype:stage = { preparing, prepared, transferring, told };
-mtype:offer = { ready, offering, activating };
+mtype:offer = { proving, ready, activating };
 mtype:record = { taken, activated };
+
+/* What has become of the word of an offer, which is the ID at first: the application
+ * has taken it, or the member has overruled that. */
+mtype:word = { took, overruled };
 
 /* ── State ─────────────────────────────────────────────────────────────── */
 
@@ -80,9 +89,13 @@ byte from[H+1], to[H+1];
 mtype:conns app[N];
 byte moving[N];			/* the handoff of which it is the donor */
 mtype:stage phase[N];		/* preparing, transferring */
-byte arriving[N];		/* the handoff of which it is the target: it has the client, silent */
+byte arriving[N];		/* the handoff of which it is the target: it expects the client, or has it, silent */
 bit alive[N];			/* it was attached, and has not ended since */
-bit missed[N*N];		/* of another node it has accepted the client and not got it, the last time */
+bit hung[N];			/* it does nothing any more, as long as its daemon lives */
+bit missed[N*N];		/* of another node it has expected the client and not got it, the last time */
+#ifdef MISSED_FROM_OFFER
+bit offered[N];
+#endif
 
 /* Of members. */
 bit owns[N];			/* Member.clients has the client */
@@ -96,6 +109,10 @@ mtype:offer stage[N];		/* and how far it is */
 mtype:record record[H+1];	/* Member.records, at the target */
 mtype:record disk[H+1];		/* what outlives the daemon */
 bit up[N*N];			/* Member.up */
+
+/* What a member and its application share. It does not outlive the daemon: a new one
+ * has not got it, but an application may still take what is in it. */
+mtype:word word[H+1];
 
 /* Epochs, and what the contact knows (owner.go). */
 byte epoch[N];			/* of the client, 0: not known */
@@ -113,8 +130,9 @@ chan toMember[N] = [ROOM] of { mtype:kind, byte, bit };
 chan toApp[N] = [ROOM] of { mtype:kind, byte, bit };
 
 /* What has happened so far. */
-byte breaks, restarts, crashes, lates, fulls;
-bit lost;			/* an application has ended that had the client */
+byte breaks, restarts, crashes, lates, fulls, hangs;
+bit lost;			/* an application has ended that had the client, or of which nobody knows any more whether it had */
+bit ended[H+1];			/* the application has ended for which the client was recorded as taken */
 bit wentLive[H+1], failed[H+1];	/* how handoffs were decided */
 
 /* Of a single step. */
@@ -174,6 +192,8 @@ inline goesLive(n) {
 inline succeeds(id) { assert(!failed[id]); wentLive[id] = 1 }	/* decided once */
 inline fails(id)    { assert(!wentLive[id]); failed[id] = 1 }
 
+#define undecided(id) (!wentLive[id] && !failed[id])
+
 /* ── Applications ──────────────────────────────────────────────────────── */
 
 inline thaw(n) {
@@ -188,6 +208,29 @@ inline thaw(n) {
 inline discard(n) {
 	assert(app[n] == frozen);
 	app[n] = none; moving[n] = 0; phase[n] = none
+}
+
+/* TAKE is whether the application's compare-and-swap succeeds. */
+#ifdef LIVE_UNASKED
+#define TAKE(id) true
+#else
+#define TAKE(id) (word[id] != overruled)
+#endif
+
+inline takes(n) {
+	word[h] = took; succeeds(h);
+	missed[link(n, from[h])] = 0; arriving[n] = 0;
+	goesLive(n);
+	sendMember(n, Activated, h, 0)
+}
+
+inline misses(n) {
+#ifdef MISSED_FROM_OFFER
+	missed[link(n, from[arriving[n]])] = offered[n]; offered[n] = 0;
+#else
+	missed[link(n, from[arriving[n]])] = 1;
+#endif
+	arriving[n] = 0
 }
 
 inline fromMember(n) {
@@ -208,26 +251,31 @@ inline fromMember(n) {
 		:: !e -> sendMember(n, Settled, h, 0)
 		:: else
 		fi
-	:: k == Offer ->
+	:: k == Expect ->
 		if
-		:: phase[n] == transferring -> discard(n) /* who offers the client had it */
+		:: phase[n] == transferring -> discard(n) /* who hands the client off had it */
 		:: else
 		fi;
 		if
-#ifdef LIVE_AT_OFFER
-		:: app[n] == none && !arriving[n] -> arriving[n] = h; goesLive(n); sendMember(n, Accepted, h, 0)
-#else
-		:: app[n] == none && !arriving[n] -> arriving[n] = h; sendMember(n, Accepted, h, 0)
-#endif
-		:: true -> sendMember(n, Accepted, h, 1) /* for whatever reason */
+		:: app[n] == none && !arriving[n] -> arriving[n] = h; sendMember(n, Expected, h, 0)
+		:: lates < LATES -> lates++; sendMember(n, Expected, h, 1) /* for whatever reason */
+		:: app[n] != none || arriving[n] -> sendMember(n, Expected, h, 1)
 		fi
-	:: k == Activate ->
-#ifndef LIVE_AT_OFFER
-		assert(arriving[n] == h && app[n] == none);
+#ifdef MISSED_FROM_OFFER
+	:: k == Offer && arriving[n] == h -> offered[n] = 1
+#else
+	:: k == Offer && arriving[n] == h /* imports; whether that has failed it says later */
 #endif
-		arriving[n] = 0; missed[link(n, from[h])] = 0; succeeds(h); goesLive(n);
-		sendMember(n, Activated, h, 0)
-	:: k == Forget && arriving[n] == h -> arriving[n] = 0; missed[link(n, from[h])] = 1
+	:: k == Activate && arriving[n] == h ->
+		if
+		:: TAKE(h) -> takes(n)
+#ifdef FAILED_NOT_MISSED
+		:: true -> arriving[n] = 0; sendMember(n, Activated, h, 1)
+#else
+		:: true -> misses(n); sendMember(n, Activated, h, 1) /* overruled, or it could not import */
+#endif
+		fi
+	:: k == Forget && arriving[n] == h -> misses(n)
 	:: else
 	fi
 }
@@ -244,12 +292,14 @@ inline remember(id, what) {
 	:: disk[id] = what; kept = 1
 	:: fulls < FULLS -> fulls++; kept = 0
 	:: fulls < FULLS -> fulls++; disk[id] = what; kept = 0
-	fi
+	fi;
+	ended[id] = ended[id] && disk[id] == taken
 }
 
 /* survived decides what was taken before this daemon was started, now that it is
  * known whether the application that was there has activated it. */
 inline survived(n, has) {
+	lost = lost || ended[h] && undecided(h);
 	if
 	:: has -> remember(h, activated); sendPeer(n, from[h], Done, h, 0)
 	:: else -> remember(h, none); sendPeer(n, from[h], Done, h, 1)
@@ -361,39 +411,62 @@ inline hello(n, before) {
 }
 
 inline drop(n) {
-	if
-	:: stage[n] == offering -> sendApp(n, Forget, incoming[n], 0)
-	:: else
-	fi;
+	sendApp(n, Forget, incoming[n], 0);
 	incoming[n] = 0; stage[n] = none
 }
 
 inline refuse(n) {
-	sendPeer(n, from[incoming[n]], Done, incoming[n], 1);
+	k = (stage[n] == proving -> Prepared : Done);
+	sendPeer(n, from[incoming[n]], k, incoming[n], 1);
 	drop(n)
 }
 
 inline take(n) {
 	remember(h, taken);
-	lost = lost || session[n] == applicationEnded; /* and it is not known here yet */
+	ended[h] = session[n] == applicationEnded; /* and it is not known here yet */
+	sendApp(n, Offer, h, 0);
 #ifdef TAKE_UNRECORDED
 	kept = 1;
 #endif
+	stage[n] = activating;
 	if
 	:: kept ->
-		stage[n] = activating;
 		owns[n] = 1; idle[n] = 0;
 		epoch[n] = epochThere[h];
-		tellContact(n);
-		sendApp(n, Activate, h, 0)
-	:: else -> remember(h, none); refuse(n)
+		sendApp(n, Activate, h, 0);
+#ifdef DONE_AT_ACTIVATE
+		sendPeer(n, from[h], Done, h, 0)
+#endif
+	:: else -> word[h] = overruled; remember(h, none); refuse(n)
 	fi
 }
 
 inline complete(n) {
 	remember(incoming[n], activated);
+	tellContact(n);
 	sendPeer(n, from[incoming[n]], Done, incoming[n], 0);
 	incoming[n] = 0; stage[n] = none
+}
+
+/* giveBack is that the application has not taken the client and never will. */
+inline giveBack(n) {
+	disown(n);
+	remember(incoming[n], none);
+	refuse(n)
+}
+
+/* overrule gives the client back if the member's compare-and-swap succeeds. */
+inline overrule(n) {
+	if
+#ifdef OVERRULE_BLINDLY
+	:: true -> giveBack(n)
+#elif defined(TAKE_AFTER_ANSWER)
+	:: word[incoming[n]] == none -> giveBack(n)
+#else
+	:: word[incoming[n]] == none -> word[incoming[n]] = overruled; giveBack(n)
+#endif
+	:: else /* it is live, and says so yet, unless it has ended */
+	fi
 }
 
 inline transfer(n) {
@@ -423,12 +496,16 @@ inline fromApp(n) {
 	:: k == Abort && early(h) -> out[h] = none; donated[h] = 0; sendPeer(n, to[h], Abort, h, 0)
 	:: k == Abort && out[h] == transferring -> sendPeer(n, to[h], Query, h, 0)
 	:: k == Settled && out[h] == told -> out[h] = none; sendPeer(n, to[h], Settled, h, 0)
-	:: k == Accepted && incoming[n] == h && stage[n] == offering ->
+	:: k == Expected && incoming[n] == h && stage[n] == proving ->
 		if
 		:: e -> refuse(n)
-		:: else -> take(n)
+		:: else -> stage[n] = ready; sendPeer(n, from[h], Prepared, h, 0)
 		fi
-	:: k == Activated && incoming[n] == h && stage[n] == activating -> complete(n)
+	:: k == Activated && incoming[n] == h && stage[n] == activating ->
+		if
+		:: e -> giveBack(n)
+		:: else -> complete(n)
+		fi
 	:: else
 	fi
 }
@@ -448,7 +525,13 @@ inline appGone(n) {
 	}
 	if
 	:: incoming[n] && stage[n] != activating -> refuse(n)
-	:: incoming[n] && stage[n] == activating -> complete(n)
+#ifndef NO_OVERRULE_AT_END
+	:: incoming[n] && stage[n] == activating -> overrule(n)
+#endif
+	:: else
+	fi;
+	if
+	:: incoming[n] -> complete(n) /* its connections are lost */
 	:: else
 	fi;
 	idle[n] = owns[n]
@@ -470,7 +553,11 @@ inline done(n) {
 	:: e && !old[h] ->
 		out[h] = none;
 		owns[n] = 1; idle[n] = orphan[h];
+#ifdef SAME_EPOCH
+		epoch[n] = epochThere[h];
+#else
 		epoch[n] = (epochThere[h] -> epochThere[h] + 1 : 0);
+#endif
 		tellContact(n);
 		if
 		:: !orphan[h] -> sendApp(n, Done, h, 1)
@@ -494,12 +581,11 @@ inline judge(n) {
 #else
 	:: record[h] == activated -> sendPeer(n, from[h], Done, h, 0)
 #endif
-	:: record[h] == taken /* the application will say */
+	:: record[h] == taken && incoming[n] == h -> overrule(n)
+	:: record[h] == taken && incoming[n] != h /* the application will say */
 	:: record[h] == none ->
 		if
-#ifndef TAKE_AFTER_ANSWER
 		:: incoming[n] == h -> drop(n)
-#endif
 		:: else
 		fi;
 		sendPeer(n, from[h], Done, h, 1)
@@ -518,15 +604,11 @@ inline fromPeer(n, p) {
 			:: incoming[n] -> assert(stage[n] != activating); drop(n)
 			:: else
 			fi;
-			incoming[n] = h; stage[n] = ready;
-			sendPeer(n, p, Prepared, h, 0)
+			incoming[n] = h; stage[n] = proving;
+			sendApp(n, Expect, h, 0)
 		fi
-	:: k == Transfer ->
-		if
-		:: incoming[n] == h && stage[n] == ready -> stage[n] = offering; sendApp(n, Offer, h, 0)
-		:: else -> judge(n)
-		fi
-	:: k == Query && !(incoming[n] == h && stage[n] == activating) -> judge(n)
+	:: k == Transfer && incoming[n] == h && stage[n] == ready -> take(n)
+	:: k == Transfer && !(incoming[n] == h && stage[n] == ready) || k == Query -> judge(n)
 	:: k == Abort && incoming[n] == h && stage[n] != activating -> drop(n)
 	:: k == Settled -> remember(h, none)
 	/* as contact, and from it */
@@ -609,7 +691,9 @@ inline restart(n) {
 #ifdef NO_RECORDS
 		:: to[h] == n && from[h] != n -> record[h] = none; disk[h] = none
 #else
-		:: to[h] == n && from[h] != n && disk[h] == taken && !alive[n] -> remember(h, activated)
+		:: to[h] == n && from[h] != n && disk[h] == taken && !alive[n] ->
+			lost = lost || ended[h] && undecided(h);
+			remember(h, activated)
 		:: to[h] == n && from[h] != n && !(disk[h] == taken && !alive[n]) -> record[h] = disk[h]
 #endif
 		:: else
@@ -631,6 +715,8 @@ inline restart(n) {
 
 /* ── Whatever may happen ───────────────────────────────────────────────── */
 
+#define stuck(n) (hung[n] && session[n] == attached)
+
 proctype application(byte n) {
 end:	do
 	:: atomic {	/* hands the client off, to any other node */
@@ -645,7 +731,7 @@ end:	do
 		moving[n] = handoffs; phase[n] = preparing;
 		sendMember(n, Prepare, handoffs, 0)
 	   }
-	:: atomic { nempty(toApp[n]) -> fromMember(n) }
+	:: atomic { nempty(toApp[n]) && !stuck(n) -> fromMember(n) }
 	:: atomic {	/* calls it off, or asks for that */
 		session[n] == attached && moving[n] && lates < LATES ->
 		lates++;
@@ -658,9 +744,9 @@ end:	do
 	:: atomic {	/* finds out that the daemon has gone */
 		session[n] == daemonEnded ->
 		drain(toApp[n]);
-		session[n] = none;
+		session[n] = none; hung[n] = 0;
 		if
-		:: arriving[n] -> missed[link(n, from[arriving[n]])] = 1; arriving[n] = 0 /* no word to activate it has come, and none will */
+		:: arriving[n] -> misses(n) /* nobody has told it to activate it, and nobody will */
 		:: else
 		fi;
 		if
@@ -669,6 +755,7 @@ end:	do
 		fi
 	   }
 	:: atomic { session[n] == none -> session[n] = attached; printf("application %d attaches\n", n); hello(n, alive[n]); alive[n] = 1 }
+	:: atomic { arriving[n] && !hung[n] && n < FAULTY && hangs < HANGS -> hangs++; printf("application %d hangs\n", n); hung[n] = 1 }
 	:: atomic {	/* ends, and all it has */
 		alive[n] && n < FAULTY && crashes < CRASHES ->
 		crashes++;
@@ -676,12 +763,12 @@ end:	do
 		alive[n] = 0;
 		lost = lost || app[n] != none;
 		for (i : 1 .. H) {
-			lost = lost || to[i] == n && (record[i] == taken || disk[i] == taken)
+			ended[i] = ended[i] || to[i] == n && from[i] != n && disk[i] == taken
 		}
 		for (i : 0 .. N-1) {
 			missed[link(n, i)] = 0
 		}
-		app[n] = none; moving[n] = 0; phase[n] = none; arriving[n] = 0;
+		app[n] = none; moving[n] = 0; phase[n] = none; arriving[n] = 0; hung[n] = 0;
 		drain(toApp[n]);
 		if
 		:: session[n] == attached -> session[n] = applicationEnded
@@ -692,29 +779,44 @@ end:	do
 	od
 }
 
+/* sure is that nothing else can end an offer. */
+#ifdef NO_OVERRULE_WHEN_LATE
+#define sure(n) (stuck(n) && stage[n] == proving)
+#else
+#define sure(n) (stuck(n) && stage[n] != ready)
+#endif
+
 proctype member(byte n) {
 end:	do
 	:: atomic { nempty(toMember[n]) -> fromApp(n) }
 	:: atomic { session[n] == applicationEnded -> appGone(n) }
 	:: atomic { idle[n] -> printf("member %d lets the client go\n", n); retire(n) }
-	:: atomic { incoming[n] && stage[n] != activating && lates < LATES -> lates++; refuse(n) }
+	:: atomic {	/* an offer has taken too long */
+		incoming[n] && (lates < LATES || sure(n)) ->
+		if
+		:: !sure(n) -> lates++
+		:: else
+		fi;
+		if
+		:: stage[n] != activating -> refuse(n)
+		:: else -> overrule(n)
+		fi
+	   }
 	:: atomic { n < FAULTY && restarts < RESTARTS -> restarts++; printf("daemon %d is started anew\n", n); restart(n) }
 	od
 }
 
+/* From a to b, and what a notices. */
 proctype connection(byte a, b) {
 end:	do
 	:: atomic { up[link(b, a)] && nempty(peer[link(a, b)]) -> fromPeer(b, a) }
-	:: atomic { up[link(a, b)] && nempty(peer[link(b, a)]) -> fromPeer(a, b) }
-	:: atomic { wire[link(a, b)] && b < FAULTY && breaks < BREAKS -> breaks++; printf("%d and %d are disconnected\n", a, b); cut(a, b) }
+	:: atomic { a < b && wire[link(a, b)] && b < FAULTY && breaks < BREAKS -> breaks++; printf("%d and %d are disconnected\n", a, b); cut(a, b) }
 	:: atomic { up[link(a, b)] && !wire[link(a, b)] -> peerDown(a, b) }
-	:: atomic { up[link(b, a)] && !wire[link(a, b)] -> peerDown(b, a) }
 	:: atomic {
-		!up[link(a, b)] && !up[link(b, a)] && !wire[link(a, b)] ->
+		a < b && !up[link(a, b)] && !up[link(b, a)] && !wire[link(a, b)] ->
 		wire[link(a, b)] = 1; wire[link(b, a)] = 1
 	   }
 	:: atomic { !up[link(a, b)] && wire[link(a, b)] -> peerUp(a, b) }
-	:: atomic { !up[link(b, a)] && wire[link(a, b)] -> peerUp(b, a) }
 	od
 }
 
@@ -752,7 +854,7 @@ proctype quiet() {
 			fi;
 			/* whoever knows something knows the truth */
 			assert(owns[i] == (app[i] == live));
-			assert(!moving[i] && !arriving[i] && !incoming[i])
+			assert(!moving[i] && (!arriving[i] || hung[i]) && !incoming[i])
 		}
 		assert(m == 1 || lost && m == 0); /* never none for ever */
 		for (i : 0 .. N-1) {
@@ -760,7 +862,7 @@ proctype quiet() {
 			assert(CONTACT >= N || app[i] != live || owner == 1 + i)
 		}
 		for (i : 1 .. H) {
-			assert(out[i] == none)
+			assert(out[i] == none || out[i] == told && hung[from[i]])
 		}
 	}
 }
@@ -781,11 +883,12 @@ init {
 		for (i : 0 .. N-1) {
 			run application(i);
 			run member(i);
-			m = i + 1;
-			do
-			:: m < N -> run connection(i, m); m++
-			:: m >= N -> break
-			od
+			for (m : 0 .. N-1) {
+				if
+				:: m != i -> run connection(i, m)
+				:: else
+				fi
+			}
 		}
 		for (i : 1 .. H) {
 			run late(i)

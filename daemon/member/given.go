@@ -26,7 +26,7 @@ func (m *Member) tellGiven(h *handoff) {
 // given is, at the contact, what another member says so, which does not own the
 // client: anybody else's word goes.
 func (m *Member) given(from string, o Owned) {
-	m.confirm(from, o.Client)
+	m.confirm(o.Client)
 	if _, known := m.owners[o.Client]; !known {
 		m.claim(from, Owned{Client: o.Client, Epoch: max(1, o.Epoch)})
 	}

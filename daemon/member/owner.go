@@ -250,7 +250,7 @@ func (m *Member) report() {
 // handed the client on meanwhile, or it was started anew and does not know the
 // epoch (0), or has it from a contact that did not know.
 func (m *Member) claim(name string, o Owned) (epoch uint64) {
-	m.confirm(name, o.Client)
+	m.confirm(o.Client)
 	was, known := m.owners[o.Client]
 	own := m.clients[o.Client]
 	epoch = o.Epoch

@@ -74,9 +74,10 @@ func (m *Member) doubtOwner(name string) {
 	m.unconfirmed[name] = u
 }
 
-// confirm is that a member speaks of a client.
-func (m *Member) confirm(name string, client netip.Addr) {
-	if u := m.unconfirmed[name]; u != nil {
+// confirm is that a member speaks of a client, whoever has it: one that has got it, and
+// does not know the epoch, is told that first.
+func (m *Member) confirm(client netip.Addr) {
+	for _, u := range m.unconfirmed {
 		delete(u.clients, client)
 	}
 }

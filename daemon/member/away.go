@@ -36,7 +36,7 @@ type absences struct {
 }
 
 const (
-	awayTime    = time.Minute // what an application's stack sends on for, too
+	awayTime    = time.Minute // the default
 	maxAbsences = 1 << 15
 )
 
@@ -62,7 +62,7 @@ func (m *Member) leaving(h *handoff) {
 // left records that the target has the client.
 func (m *Member) left(h *handoff) {
 	if m.clients[h.c.addr] == nil { // and it has not come back
-		m.absences.add(absence{h.c.addr, h.to, m.now + awayTime, h.id}, m.now)
+		m.absences.add(absence{h.c.addr, h.to, m.now + m.cfg.AwayTime, h.id}, m.now)
 	}
 	m.recordOwn(Record{From: m.cfg.Name, ID: h.id, Client: h.c.addr, To: h.to, State: Left})
 	m.forgetLater(h.id)

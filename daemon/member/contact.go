@@ -45,7 +45,7 @@ func (m *Member) lead(was Contact) {
 	for name := range m.Peers() {
 		m.missing[name] = false
 	}
-	m.patience = m.now + reportTime
+	m.patience = m.now + m.cfg.ReportTime
 	if was.Name != m.cfg.Name {
 		m.handshakes[was.Name] = m.now + m.cfg.HandshakeGrace
 	}

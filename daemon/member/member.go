@@ -80,6 +80,15 @@ type Config struct {
 	// does not know may be in the middle of their handshakes at the old one.
 	// Default 60 s.
 	HandshakeGrace time.Duration
+
+	// ReportTime is how long a new contact has clients that are new wait at most for
+	// members that have not told what they have: longer than an application waits
+	// before it tries again to attach. Default 5 s.
+	ReportTime time.Duration
+
+	// AwayTime is for how long a client that was handed off is not answered by another
+	// application. Default 60 s, for which an application's stack sends on, too.
+	AwayTime time.Duration
 }
 
 // Addrs are those of a node.
@@ -341,6 +350,7 @@ func New(cfg Config) (*Member, error) {
 	}{
 		{&cfg.IdleTimeout, time.Minute}, {&cfg.StartGrace, time.Second}, {&cfg.PrepareTimeout, time.Second}, {&cfg.HandoffTimeout, 30 * time.Second},
 		{&cfg.TakeoverTimeout, 10 * time.Second}, {&cfg.HandshakeGrace, time.Minute},
+		{&cfg.ReportTime, reportTime}, {&cfg.AwayTime, awayTime},
 	} {
 		if *d.field < 0 {
 			return nil, errors.New("member: a timeout is negative")

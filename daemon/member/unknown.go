@@ -22,7 +22,7 @@ import (
 //     it is dropped, and comes again.
 //   - What begins a connection waits likewise, but only for members that are
 //     connected, or were less than StartGrace ago: a client that is new is not to
-//     wait for a node that does not run. After reportTime it is taken in any case.
+//     wait for a node that does not run. After ReportTime it is taken in any case.
 //
 // A member that has told everything once does not have to again: a client that it
 // gets later is one that the contact knows as another one's. But one whose daemon was
@@ -30,9 +30,7 @@ import (
 // connections, and ended before it told. And what a member does not speak of when it is
 // connected again it does not have any more.
 
-// reportTime is how long clients that are new wait at most, from when a member
-// becomes the contact: longer than an application waits before it tries again to
-// attach.
+// reportTime is the default of Config.ReportTime.
 const reportTime = 5 * time.Second
 
 // mayHaveToldAll looks whether a member has told everything.

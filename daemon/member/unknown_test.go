@@ -1,6 +1,7 @@
 package member
 
 import (
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -448,5 +449,36 @@ func TestBeginners(t *testing.T) {
 	b.remove(addr(3*maxBeginners - 1))
 	if b.has(addr(3*maxBeginners-1), time.Second) {
 		t.Error("one that is removed is remembered")
+	}
+}
+
+// How long new clients wait for members that do not tell, and clients that were handed
+// off are not answered, is configured.
+func TestTimes(t *testing.T) {
+	m, err := New(Config{
+		Name: "a", Home: home, HomeAgent: agentAddr, SPI: 256, Key: secret, Nodes: nodes(), Contact: Contact{Name: "a"},
+		Epoch: epoch, Rand: random{rand.New(rand.NewPCG(1, 1))},
+		StartGrace: time.Hour, ReportTime: 10 * time.Second, AwayTime: 2 * time.Minute,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Step(0, Start{})
+	for at, want := range map[time.Duration]bool{10*time.Second - 1: false, 10 * time.Second: true} {
+		m.now = 0
+		if _, taken := m.Unknown(at, segment(t, clientAddr(0), syn)); taken != want {
+			t.Errorf("after %v: %t that it is taken", at, taken)
+		}
+		m.beginners = beginners{}
+	}
+	m.now = time.Second
+	m.left(&handoff{c: &client{addr: clientAddr(1)}, to: "b"})
+	m.now += 2*time.Minute - 1
+	if away, _ := m.awayNow(); len(away) != 1 {
+		t.Error("away for a shorter time:", away)
+	}
+	m.now++
+	if away, _ := m.awayNow(); len(away) != 0 {
+		t.Error("away for longer:", away)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -333,6 +334,14 @@ func (c *Cluster) answered(a member.Answer) {
 // may not send to it, resets, and such as repeat a part of a stream with other
 // octets.
 func (c *Cluster) Faults() []string { return c.seen.list() }
+
+// Lost tells whether a connection of one of the clients may have ended with an
+// application that was replaced: that it had, or that it had given away without its
+// being known who has it. One that lives on at another node is not lost any more.
+func (c *Cluster) Lost(conn net.Conn) bool {
+	local, remote := conn.LocalAddr().(*net.TCPAddr), conn.RemoteAddr().(*net.TCPAddr)
+	return c.seen.lost(local.AddrPort(), uint16(remote.Port))
+}
 
 // Settled tells whether no handoff is under way, as far as the daemons know: nor
 // has been decided without the donor's knowing of it. Otherwise it says what is

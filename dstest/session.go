@@ -138,7 +138,7 @@ func (s *session) send(m *api.Message) (err error) {
 	}
 	d := s.app.daemon
 	c := d.cluster
-	taken := c.seen.sent(s.app, m)
+	taken := c.seen.sent(s, m)
 	if c.Intercept != nil {
 		if err := c.Intercept(d.name, m); err != nil {
 			s.crash()

@@ -21,7 +21,7 @@ type watch struct {
 	holders map[netip.Addr]string // the node that may send, "": the client was given away and not yet taken
 	gifts   map[giftID]*gift      // by the last handoffs of each node
 	away    map[netip.Addr]*gift  // those of clients that nobody has
-	may     map[netip.Addr]string // the node whose application may go live, and has if it sends
+	may     map[clientAt]bool     // whose application may go live with it, and has if it sends
 	flows   map[flowID]*flow
 	closing []*flow // those that have sent a FIN, the latest
 	found   []string
@@ -65,7 +65,7 @@ func (w *watch) init() {
 	w.gifts = make(map[giftID]*gift)
 	w.away = make(map[netip.Addr]*gift)
 	w.flows = make(map[flowID]*flow)
-	w.may = make(map[netip.Addr]string)
+	w.may = make(map[clientAt]bool)
 }
 
 func (w *watch) faultLocked(format string, args ...any) {
@@ -78,6 +78,13 @@ func (w *watch) list() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Clone(w.found)
+}
+
+// clientAt is a client at a node. More than one may be offered the same, and all but one
+// too late.
+type clientAt struct {
+	node   string
+	client netip.Addr
 }
 
 // gift is a client that is given away, by Transfer.
@@ -96,10 +103,12 @@ func (w *watch) back(g *gift) {
 	}
 }
 
-// sent is what a node's application says. It returns what was given away with it.
-func (w *watch) sent(a *application, m *api.Message) (given *gift) {
+// sent is what a node's application says. It returns what was given away with it: nothing
+// in a session that is over, where nobody hears it.
+func (w *watch) sent(s *session, m *api.Message) (given *gift) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	a := s.app
 	if a.gone {
 		return nil
 	}
@@ -108,6 +117,7 @@ func (w *watch) sent(a *application, m *api.Message) (given *gift) {
 	switch {
 	case m.Kind == api.Prepare:
 		w.gifts[giftID{node, m.ID}] = &gift{client: m.Client, node: node, to: m.To}
+	case m.Kind == api.Transfer && s.isClosed():
 	case m.Kind == api.Transfer:
 		if held && holder != node {
 			w.faultLocked("%s gives away %s, which %q has", node, m.Client, holder)
@@ -120,8 +130,8 @@ func (w *watch) sent(a *application, m *api.Message) (given *gift) {
 			}
 		}
 		return g
-	case m.Kind == api.Activated && w.may[m.Client] == node:
-		delete(w.may, m.Client)
+	case m.Kind == api.Activated && w.may[clientAt{node, m.Client}]:
+		delete(w.may, clientAt{node, m.Client})
 		if m.Error == "" {
 			w.holdLocked(node, m.Client, "says that it is live")
 		}
@@ -141,13 +151,13 @@ func (w *watch) resumed(node string, hello *api.Message) {
 			delete(w.holders, client)
 		}
 	}
-	for client, may := range w.may {
-		if may != node {
+	for may := range w.may {
+		if may.node != node {
 			continue
 		}
-		delete(w.may, client)
-		if slices.Contains(hello.Resume, client) {
-			w.holdLocked(node, client, "says that it has had it")
+		delete(w.may, may)
+		if slices.Contains(hello.Resume, may.client) {
+			w.holdLocked(node, may.client, "says that it has had it")
 		}
 	}
 }
@@ -162,7 +172,7 @@ func (w *watch) received(a *application, m *api.Message) {
 	node := a.daemon.name
 	switch {
 	case m.Kind == api.Activate:
-		w.may[m.Client] = node
+		w.may[clientAt{node, m.Client}] = true
 	case m.Kind == api.Done:
 		id := giftID{node, m.ID}
 		g := w.gifts[id]
@@ -215,9 +225,9 @@ func (w *watch) ended(a *application, replaced bool) {
 			delete(w.holders, client)
 		}
 	}
-	for client, may := range w.may {
-		if may == node {
-			delete(w.may, client)
+	for may := range w.may {
+		if may.node == node {
+			delete(w.may, may)
 		}
 	}
 	for id := range w.gifts { // the next application has the same numbers
@@ -225,6 +235,14 @@ func (w *watch) ended(a *application, replaced bool) {
 			delete(w.gifts, id)
 		}
 	}
+}
+
+// lost tells whether a connection of a client may have ended with an application.
+func (w *watch) lost(client netip.AddrPort, port uint16) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f := w.flows[flowID{client.Addr(), client.Port(), port}]
+	return f != nil && f.lost
 }
 
 // packet looks at one that a node sends to a client.
@@ -243,8 +261,8 @@ func (w *watch) packet(a *application, p *wire.Packet) {
 		return
 	}
 	node := a.daemon.name
-	if w.may[client] == node {
-		delete(w.may, client)
+	if w.may[clientAt{node, client}] {
+		delete(w.may, clientAt{node, client})
 		w.holdLocked(node, client, "is live")
 	}
 	f := w.flows[id]

@@ -182,3 +182,27 @@ func TestAckHold(t *testing.T) {
 		})
 	}
 }
+
+// TestAckHeld: what was held is acknowledged as what was not.
+func TestAckHeld(t *testing.T) {
+	for kind, hold := range holds {
+		t.Run(kind, func(t *testing.T) {
+			w := newAckWorld(t)
+			c, s := connect(t, w.client, w.server, server6)
+			w.forget()
+			h, err := hold(node{Stack: w.server}, s)
+			h = mustHold(t, h, err)
+			held := make(chan struct{}, 10)
+			h.Copy(func([]byte) bool { held <- struct{}{}; return false })
+			mustSend(t, c, 0, 64)
+			<-held
+			h.Release()
+			mustReceive(t, s, 0, 64)
+			mustSend(t, s, 0, 64)
+			mustReceive(t, c, 0, 64)
+			if n := w.acks(); n != 0 {
+				t.Errorf("%d acknowledgements without data", n)
+			}
+		})
+	}
+}

@@ -325,7 +325,7 @@ func (h *Hold) end(first [][]byte, back, deliver bool) {
 					}
 				})
 			case deliver:
-				h.link.deliver(arrived{p: p})
+				h.link.pass(arrived{p: p})
 			}
 		}
 	}

@@ -169,10 +169,7 @@ func (l *link) receive(batch []arrived, merger *coalescer) {
 		}
 	}
 	for _, a := range merger.merge(kept) {
-		if l.acks != nil && a.size == 0 {
-			l.acks.arrived(a.p)
-		}
-		l.deliver(a)
+		l.pass(a)
 	}
 	l.filter.deliver.RUnlock()
 	for _, forward := range away {
@@ -276,7 +273,16 @@ func (l *link) fitting(p []byte) arrived {
 	return a
 }
 
-// deliver hands a packet to the netstack, past the filter.
+// pass hands a packet to the netstack, past the filter, whose acknowledgement can wait if
+// it is something small.
+func (l *link) pass(a arrived) {
+	if l.acks != nil && a.size == 0 {
+		l.acks.arrived(a.p)
+	}
+	l.deliver(a)
+}
+
+// deliver hands a packet to the netstack.
 func (l *link) deliver(a arrived) {
 	p := a.p
 	if len(p) == 0 || l.deliverSmallMTU(p) {

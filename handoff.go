@@ -207,27 +207,8 @@ func (h *handoff) lap(s Stage, took time.Duration) {
 
 // ask sends a message and waits for the answer to it.
 func (h *handoff) ask(ctx context.Context, want api.Kind, m *api.Message) (*api.Message, error) {
-	n := h.node
-	n.mu.Lock()
-	if n.session != h.session { // gone, perhaps for another
-		n.mu.Unlock()
-		return nil, ErrDetached
-	}
-	h.want = want
-	if m.Kind == api.Transfer {
-		h.phase = committed
-	}
-	n.mu.Unlock()
-	m.ID, m.Client = h.id, h.client
-	if err := h.session.Send(m); err != nil {
-		n.mu.Lock()
-		h.want = 0
-		if h.phase == committed { // or another session has brought the answer already
-			h.phase = open // it did not go out whole
-			delete(n.doubtful, h.client)
-		}
-		n.mu.Unlock()
-		return nil, fmt.Errorf("%w: %w", ErrDetached, err)
+	if err := h.say(want, m); err != nil {
+		return nil, err
 	}
 	if m.Kind == api.Transfer {
 		h.donor.Copy(h.late) // unless it is over already
@@ -238,6 +219,38 @@ func (h *handoff) ask(ctx context.Context, want api.Kind, m *api.Message) (*api.
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+}
+
+// say sends a message to which want is the answer.
+func (h *handoff) say(want api.Kind, m *api.Message) error {
+	n := h.node
+	if m.Kind == api.Transfer {
+		n.transferring.RLock()
+		defer n.transferring.RUnlock()
+	}
+	n.mu.Lock()
+	if n.session != h.session { // gone, perhaps for another
+		n.mu.Unlock()
+		return ErrDetached
+	}
+	h.want = want
+	if m.Kind == api.Transfer {
+		h.phase = committed
+	}
+	n.mu.Unlock()
+	m.ID, m.Client = h.id, h.client
+	err := h.session.Send(m)
+	if err == nil {
+		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	h.want = 0
+	if h.phase == committed { // or another session has brought the answer already
+		h.phase = open // it did not go out whole
+		delete(n.doubtful, h.client)
+	}
+	return fmt.Errorf("%w: %w", ErrDetached, err)
 }
 
 // failure is why it is no success.

@@ -69,7 +69,12 @@ type Node struct {
 	announcing sync.Mutex // held while the daemon is told whether handoffs are accepted
 	clients    clients
 	wg         sync.WaitGroup
-	contact    atomic.Bool // this node is
+
+	// transferring is held for reading until it is known whether a Transfer has gone out,
+	// and for writing to tell a daemon which have: what it is told is in doubt it decides.
+	transferring sync.RWMutex
+
+	contact atomic.Bool // this node is
 
 	// Set by start.
 	stack  *stack.Stack

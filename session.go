@@ -251,10 +251,12 @@ func (n *Node) attachAgain() *unhurried {
 }
 
 func (n *Node) attachOnce() (a *Attachment, accepts bool, err error) {
+	n.transferring.Lock()
 	n.mu.Lock()
 	accepts = n.arrivals != nil
 	except, missed := maps.Clone(n.doubtful), slices.Clone(n.missed)
 	n.mu.Unlock()
+	n.transferring.Unlock()
 	n.clients.telling.Lock() // word to the daemon before is out, or lost
 	here := n.clients.resume(except)
 	n.clients.telling.Unlock()

@@ -392,6 +392,9 @@ func (n *Node) drop(a *arrival) {
 		n.logger().Error("ds: a client goes back", "client", a.client, "error", err)
 	}
 	n.answerNew(n.stack, a.client)
+	if a.expire != nil {
+		return // stranded: that is old, and what it would begin begins anew
+	}
 	for _, p := range late {
 		forward(p)
 	}

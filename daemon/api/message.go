@@ -26,7 +26,7 @@ const (
 	// means that it was attached before, has not ended since and still has the
 	// descriptors; then Resume are the clients that it owns, Doubts its
 	// handoffs after Transfer of which it has not heard the end: Done will tell. Missed
-	// are the latest offers that it has got and that it did not activate; without
+	// are the latest clients that it has expected and that did not go live; without
 	// TellsMissed (of ds before it had them) none are told. TakesAway says that it knows
 	// what SessionConfig.Away and Nobodys are. A
 	// later Hello says that AcceptsHandoffs has changed, and is not answered.
@@ -143,9 +143,9 @@ type Message struct {
 	TellsMissed bool     `cbor:"21,keyasint,omitempty"`
 	TakesAway   bool     `cbor:"22,keyasint,omitempty"`
 
-	Ago time.Duration `cbor:"24,keyasint,omitempty"` // in Activated and Done: since the client went live
-
 	Word int `cbor:"23,keyasint,omitempty"` // of Decisions, 0 to MaxDecisions-1, in Offer
+
+	Ago time.Duration `cbor:"24,keyasint,omitempty"` // in Activated and Done: since the client went live
 }
 
 // Away is a client that was given away by an application which has ended: it is not to
@@ -157,8 +157,7 @@ type Away struct {
 	CareOf netip.Addr
 }
 
-// Missed is an offer that an application has got, and that came to nothing as far as it
-// has heard.
+// Missed is a client that an application has expected, and that did not go live there.
 type Missed struct {
 	_      struct{} `cbor:",toarray"`
 	Client netip.Addr

@@ -122,6 +122,7 @@ func TestBadMessages(t *testing.T) {
 		"node not UTF-8":      changeConfig(func(c *SessionConfig) { c.Nodes = []string{"\xff"} }),
 		"long program":        change(Hello, func(m *Message) { m.Program = strings.Repeat("x", 254) }),
 		"fewer than no conns": change(Owned, func(m *Message) { m.Connections = -1 }),
+		"ago in the future":   change(Activated, func(m *Message) { m.Ago = -1 }),
 		"word before all":     change(Offer, func(m *Message) { m.Word = -1 }),
 		"word after all":      change(Offer, func(m *Message) { m.Word = MaxDecisions }),
 		"no address":          changeConfig(func(c *SessionConfig) { c.Addr = netip.Addr{} }),

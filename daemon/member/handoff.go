@@ -235,7 +235,7 @@ func (m *Member) done(h *handoff, msg *Message) {
 		m.toApp(&api.Message{Kind: api.Nobodys, Client: addr})
 	}
 	if h.old { // nothing is left of it here
-		m.absences.add(absence{client: addr, until: m.now + awayTime}, m.now)
+		m.absences.add(absence{client: addr, until: m.now + m.cfg.AwayTime}, m.now)
 		m.tellGone(h.c)
 		return
 	}

@@ -257,7 +257,7 @@ func (m *Member) drop(o *offer) {
 		m.disown(c)
 		// It may have heard of this node: what it sends is not for an application that
 		// is started anew to answer.
-		m.absences.add(absence{client: o.client, to: o.key.from, until: m.now + awayTime}, m.now)
+		m.absences.add(absence{client: o.client, to: o.key.from, until: m.now + m.cfg.AwayTime}, m.now)
 	}
 	if m.clients[o.client] == nil && !o.relayed {
 		m.mobile(node.Abandon{Client: o.client})

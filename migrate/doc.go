@@ -52,6 +52,9 @@
 // how far they got, then Freeze, save the state, and Export. Package
 // examples/hotswap does it.
 //
+// A client may hear of the target before its connections are there: [Expect] holds what
+// it sends, and [Target.Return] sends that back if they never come.
+//
 // # A move within one process
 //
 //	donor := migrate.NewClientDonor(a, client)

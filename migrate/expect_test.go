@@ -2,6 +2,7 @@ package migrate_test
 
 import (
 	"errors"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -26,14 +27,7 @@ func TestExpect(t *testing.T) {
 		if _, err := target.Activate(); !errors.Is(err, migrate.ErrOrder) {
 			t.Errorf("activated with nothing: %v", err)
 		}
-		d := migrate.NewClientDonor(w.node[0], client)
-		if err := d.Freeze(); err != nil {
-			t.Fatal(err)
-		}
-		snap, err := d.Export(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		d, snap := exported(t, w, client)
 		w.route(1)
 		if _, err := c.Write([]byte("early")); err != nil {
 			t.Fatal(err)
@@ -95,6 +89,18 @@ func TestExpectAnother(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d, snap := exported(t, w, client)
+	if err := target.Import(snap); !errors.Is(err, migrate.ErrFormat) {
+		t.Errorf("got %v", err)
+	}
+	if err := errors.Join(target.Discard(), d.Thaw()); err != nil {
+		t.Error(err)
+	}
+}
+
+// exported freezes a client at the first node, and describes it.
+func exported(t *testing.T, w *world, client netip.Addr) (*migrate.Donor, []byte) {
+	t.Helper()
 	d := migrate.NewClientDonor(w.node[0], client)
 	if err := d.Freeze(); err != nil {
 		t.Fatal(err)
@@ -103,10 +109,5 @@ func TestExpectAnother(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := target.Import(snap); !errors.Is(err, migrate.ErrFormat) {
-		t.Errorf("got %v", err)
-	}
-	if err := errors.Join(target.Discard(), d.Thaw()); err != nil {
-		t.Error(err)
-	}
+	return d, snap
 }

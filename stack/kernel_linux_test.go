@@ -2,6 +2,7 @@ package stack_test
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -170,10 +171,7 @@ func testKernel(t *testing.T, super, offload, bound bool) {
 	cfg := stack.Config{Device: dev, Addrs: []netip.Addr{server6, server4}}
 	if bound {
 		cfg.Mobile = &stack.Mobile{Home: server6, CareOf: careOf[0]}
-		client.do(func() { err = kernelro.Attach(clientVeth, server6, careOf[0]) })
-		if err != nil {
-			t.Fatal(err)
-		}
+		bindKernel(t, client, server6, careOf[0])
 	}
 	server, err := stack.New(cfg)
 	if err != nil {
@@ -226,6 +224,21 @@ func testKernel(t *testing.T, super, offload, bound bool) {
 	if stats != 0 {
 		t.Errorf("the client counts %v resets", stats)
 	}
+}
+
+// bindKernel makes the client's kernel a correspondent with a binding.
+func bindKernel(t *testing.T, client *kernelClient, home, careOf netip.Addr) {
+	t.Helper()
+	k, err := kernelro.New(1)
+	must(t, err)
+	t.Cleanup(func() { must(t, k.Close()) })
+	must(t, k.Bind(vethClient[0].Addr(), home, kernelro.Binding{CareOf: careOf, MTU: 1500, Until: math.MaxInt64}))
+	client.do(func() {
+		i, err := kernelro.InterfaceOf(linkNamed(t, clientVeth))
+		must(t, err)
+		must(t, k.AttachOut(i))
+		must(t, k.AttachIn(i, 0))
+	})
 }
 
 // resetsOf counts the resets of this namespace's kernel.

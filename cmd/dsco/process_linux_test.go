@@ -299,6 +299,47 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 }
 
+// A correspondent is an ordinary user as well. With a third capability the kernel
+// treats packets for it, without it does so itself. Nothing is left when it is killed.
+func TestLeastPrivilegeCorrespondent(t *testing.T) {
+	if !netnstest.Run(t) {
+		return
+	}
+	probe.Skip(t, probe.Users, probe.TUN, probe.NFQueue, probe.BPF, probe.Program("ip"), probe.Program("setpriv"), probe.Program("unshare"), probe.Program("ip6tables-restore"))
+	p := newPlace(t)
+	socket := filepath.Join(p.dir, "run", "c")
+	text := fmt.Sprintf("[correspondent]\nstate = %q\nsocket = %q\n", filepath.Join(p.dir, "state"), socket)
+	if err := os.WriteFile(p.config, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p.until("the address is there", func() bool { return strings.Contains(p.changed(), "local 2001:db8:5::a dev lan0") })
+	before := p.changed()
+	client := &api.Client{Socket: socket}
+	defer client.Close()
+	for caps, kernel := range map[string]uint64{",+net_admin,+net_raw": 0, ",+net_admin,+net_raw,+bpf": 1} {
+		cmd, out := p.startWith(filepath.Join(p.dir, "tun"), caps, "correspondent")
+		p.heard("READY=1", out)
+		st, err := client.Status(t.Context())
+		if err != nil || st.Role != api.RoleCorrespondent || st.Counters["kernel_headers"] != kernel {
+			t.Errorf("%s: status: %+v, %v", caps, st, err)
+		}
+		if p.changed() == before {
+			t.Error("nothing has changed on the host")
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		cmd.Wait()
+		cleanup, out := p.start("cleanup")
+		if err := cleanup.Wait(); err != nil {
+			t.Errorf("cleanup: %v: %s", err, out)
+		}
+		if after := p.changed(); after != before {
+			t.Errorf("%s: before:\n%s\nafter it was killed, and cleanup:\n%s", caps, before, after)
+		}
+	}
+}
+
 // What cannot work is told, with its cure, and nothing has changed on the host.
 func TestRefusals(t *testing.T) {
 	if !netnstest.Run(t) {

@@ -186,6 +186,10 @@ type Correspondent struct {
 	// Queue is the number of the Netfilter queue. Default 7848.
 	Queue uint16 `toml:"queue"`
 
+	// KernelHeaders lets the kernel treat packets of bindings, if it can.
+	// Default true.
+	KernelHeaders *bool `toml:"kernel_headers"`
+
 	// MaxBindings limits the binding cache. Default 65536.
 	MaxBindings int `toml:"max_bindings"`
 

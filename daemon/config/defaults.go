@@ -59,6 +59,7 @@ func (c *Correspondent) setDefaults() {
 		c.Permit = []netip.Prefix{netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 	}
 	set(&c.Queue, 7848)
+	on(&c.KernelHeaders)
 	set(&c.MaxBindings, 65536)
 	set(&c.State, "/var/lib/dsco/correspondent")
 	set(&c.Socket, "/run/dsco/correspondent.sock")

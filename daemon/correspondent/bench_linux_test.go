@@ -15,8 +15,8 @@ import (
 )
 
 // BenchmarkBulk moves octets between the kernels of client and node, by way of a
-// binding and through the tunnel, and for comparison without either, over the
-// same links. It needs a network of its own:
+// binding, which the kernel treats or the daemon, and through the tunnel, and for
+// comparison without either, over the same links. It needs a network of its own:
 //
 //	DS_NETNS=outside unshare -n go test ./daemon/correspondent -run '^$' -bench Bulk
 //
@@ -26,7 +26,6 @@ func BenchmarkBulk(b *testing.B) {
 		b.Skip("not in a network of its own")
 	}
 	w := inWorld(b, nodetest.NewWorldHere(b, roleEnv, nodetest.NewKernel))
-	p := w.start()
 	const octets = 64 << 20
 	both := func(name string, daemon *topology.Process, dial func() net.Conn) {
 		for _, way := range []struct {
@@ -56,8 +55,14 @@ func BenchmarkBulk(b *testing.B) {
 		return c
 	})
 	both("tunnel", w.agent, func() net.Conn { return w.Dial(w.Client) })
-	w.bind()
-	both("binding", p, func() net.Conn { return w.Dial(w.Client) })
+	for name, kernel := range map[string]bool{"binding/kernel": true, "binding/daemon": false} {
+		w.cfg.KernelHeaders = &kernel
+		p := w.start()
+		w.bind()
+		both(name, p, func() net.Conn { return w.Dial(w.Client) })
+		w.unbind()
+		w.Stop(p)
+	}
 }
 
 // cpuTime is how much processor time a program has used, user's and system's.

@@ -32,6 +32,12 @@
 // No binding, no route: traffic to anybody else is not touched, and costs what it
 // did.
 //
+// Where the kernel can (package internal/kernelro), nearly no packet takes these ways:
+// programs of ours in it put the headers in on the way into the TUN and send what is
+// there on, and take them off where packets come in and lead them through the TUN. They
+// know the bindings from here, and leave to the machine what is not a plain packet of
+// one.
+//
 // # What ends
 //
 // The routes go with the TUN, and the TUN with the daemon, however it ends:
@@ -44,7 +50,7 @@
 //
 // A kernel that was built with Mobile IPv6 could do all of this in its XFRM
 // policies. Few are (probe mip6 of ds check tells), and those are not treated in
-// another way.
+// another way: what makes it fast works with any kernel.
 //
 // A program that binds itself to an address of this host that has no binding,
 // while another one has, is passed on as it is: by way of the home agent.

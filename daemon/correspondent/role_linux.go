@@ -79,6 +79,9 @@ func New(cfg config.Correspondent, log *slog.Logger) (_ *Role, err error) {
 		Rand:        rand.Reader,
 		MaxBindings: r.cfg.MaxBindings,
 		Permit:      permit(r.cfg.Permit),
+		Used: func(local, home netip.Addr) (time.Duration, bool) {
+			return r.routes.kernel.used(local, home, r.start)
+		},
 	})
 	if err != nil {
 		return nil, err
@@ -91,7 +94,7 @@ func New(cfg config.Correspondent, log *slog.Logger) (_ *Role, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.routes, err = newRoutes(r.dev.Name()); err != nil {
+	if r.routes, err = newRoutes(r.dev.Name(), *r.cfg.KernelHeaders, r.cfg.MaxBindings, log); err != nil {
 		return nil, err
 	}
 	r.timer = time.AfterFunc(time.Hour, r.tick)
@@ -145,6 +148,9 @@ func withDefaults(cfg config.Correspondent) config.Correspondent {
 	if cfg.Socket == "" {
 		cfg.Socket = api.CorrespondentSocket
 	}
+	if cfg.KernelHeaders == nil {
+		cfg.KernelHeaders = new(true)
+	}
 	return cfg
 }
 
@@ -177,7 +183,7 @@ func (r *Role) Run(ctx context.Context) error {
 		running.Go(func() { failed <- loop() })
 	}
 	r.events.Publish(api.Event{Kind: api.EventStarted})
-	r.log.Info("correspondent runs", "addresses", r.cfg.Addresses, "tun", r.dev.Name(), "offload", r.dev.Offloads())
+	r.log.Info("correspondent runs", "addresses", r.cfg.Addresses, "tun", r.dev.Name(), "offload", r.dev.Offloads(), "kernel_headers", r.routes.kernel != nil)
 
 	var err error
 	select {

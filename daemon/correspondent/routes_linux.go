@@ -3,6 +3,7 @@ package correspondent
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -18,8 +19,10 @@ import (
 
 // routes lead what is for bound home addresses into the TUN, and go with it.
 type routes struct {
-	nl    *netlink.Handle
-	index int // of the TUN
+	nl     *netlink.Handle
+	index  int     // of the TUN
+	kernel *kernel // nil: what comes there is for the machine
+	done   chan struct{}
 
 	mu    sync.Mutex
 	homes map[netip.Addr]*homeRoute
@@ -29,8 +32,8 @@ type routes struct {
 
 // path is the way to a care-of address.
 type path struct {
-	out   string // interface
-	mtu   int    // of the route to the home address, so that a routing header fits
+	out   netlink.Link // interface
+	mtu   int          // of the route to the home address, so that a routing header fits
 	until time.Time
 }
 
@@ -45,14 +48,15 @@ const (
 // homeRoute is the route to a home address: there while there is a binding of
 // it for any address of this host.
 type homeRoute struct {
-	locals map[netip.Addr]bool
-	careOf netip.Addr // the last one told
-	source netip.Addr // preferred for new connections
+	locals map[netip.Addr]netip.Addr // care-of addresses, by address of this host
+	careOf netip.Addr                // the last one told
+	source netip.Addr                // preferred for new connections
 	mtu    int
 	out    string // interface by which its care-of address is reached
 }
 
-func newRoutes(name string) (*routes, error) {
+// newRoutes has kernel, if that is true and the kernel can, treat packets of bindings.
+func newRoutes(name string, withKernel bool, maxBindings int, log *slog.Logger) (_ *routes, err error) {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
@@ -62,33 +66,51 @@ func newRoutes(name string) (*routes, error) {
 		nl.Close()
 		return nil, fmt.Errorf("find %s: %w", name, err)
 	}
-	return &routes{
-		nl: nl, index: link.Attrs().Index,
+	r := &routes{
+		nl: nl, index: link.Attrs().Index, done: make(chan struct{}),
 		homes: make(map[netip.Addr]*homeRoute), paths: make(map[netip.Addr]path), ways: make(map[string]*rawip.Sender),
-	}, nil
+	}
+	if withKernel {
+		if r.kernel, err = newKernel(r.index, maxBindings, log); err != nil {
+			log.Info("this process treats packets of bindings, since the kernel cannot; that takes more time", "error", err)
+		}
+	}
+	err = watchPaths(r.index, r.done, func() {
+
+		if err := r.refresh(); err != nil {
+			log.Warn("path to a care-of address", "error", err)
+		}
+	})
+	if err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
 }
 
-// bound tells that there is a binding.
-func (r *routes) bound(local, home, careOf netip.Addr) error {
+// bound tells that there is a binding, or that it has changed.
+func (r *routes) bound(local, home, careOf netip.Addr, lifetime time.Duration) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p, err := r.path(careOf)
 	if err != nil {
-		return fmt.Errorf("path to care-of address %v: %w", careOf, err)
+		return errors.Join(fmt.Errorf("path to care-of address %v: %w", careOf, err), r.kernel.unbind(local, home))
+	}
+	if err := r.kernel.bind(local, home, careOf, p, lifetime); err != nil {
+		return err
 	}
 	h := r.homes[home]
 	fresh := h == nil
 	if fresh {
-		h = &homeRoute{locals: make(map[netip.Addr]bool), source: local}
+		h = &homeRoute{locals: make(map[netip.Addr]netip.Addr), source: local}
 	}
-	h.careOf, h.out = careOf, p.out
+	h.careOf, h.out = careOf, p.out.Attrs().Name
 	if fresh || h.mtu != p.mtu {
 		h.mtu = p.mtu
 		if err := r.nl.RouteReplace(r.route(home, h)); err != nil {
 			return fmt.Errorf("route to home address %v: %w", home, err)
 		}
 	}
-	h.locals[local] = true
+	h.locals[local] = careOf
 	r.homes[home] = h
 	return nil
 }
@@ -110,7 +132,16 @@ func (r *routes) refresh() error {
 			errs = append(errs, fmt.Errorf("route to home address %v: %w", home, err))
 			continue
 		}
-		h.out = p.out
+		h.out = p.out.Attrs().Name
+		for local, careOf := range h.locals {
+			p, err := r.path(careOf)
+			if err == nil {
+				err = r.kernel.reroute(local, home, p)
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("path to care-of address %v: %w", careOf, err))
+			}
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -119,28 +150,28 @@ func (r *routes) refresh() error {
 func (r *routes) unbound(local, home netip.Addr) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	err := r.kernel.unbind(local, home)
 	h := r.homes[home]
-	if h == nil || !h.locals[local] {
-		return nil
+	if h == nil || !h.locals[local].IsValid() {
+		return err
 	}
 	delete(h.locals, local)
 	if len(h.locals) == 0 {
 		delete(r.homes, home)
-		err := r.nl.RouteDel(r.route(home, h))
-		if err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("remove route to home address %v: %w", home, err)
+		if e := r.nl.RouteDel(r.route(home, h)); e != nil && !errors.Is(e, unix.ESRCH) {
+			err = errors.Join(err, fmt.Errorf("remove route to home address %v: %w", home, e))
 		}
-		return nil
+		return err
 	}
 	if h.source == local {
 		for h.source = range h.locals {
 			break
 		}
-		if err := r.nl.RouteReplace(r.route(home, h)); err != nil {
-			return fmt.Errorf("route to home address %v: %w", home, err)
+		if e := r.nl.RouteReplace(r.route(home, h)); e != nil {
+			err = errors.Join(err, fmt.Errorf("route to home address %v: %w", home, e))
 		}
 	}
-	return nil
+	return err
 }
 
 // metric of the routes, better than any that somebody else may have.
@@ -184,7 +215,7 @@ func (r *routes) path(careOf netip.Addr) (path, error) {
 	if len(r.paths) >= maxPaths {
 		clear(r.paths)
 	}
-	p := path{out: link.Attrs().Name, mtu: mtu - correspondent.Overhead, until: now.Add(pathTime)}
+	p := path{out: link, mtu: mtu - correspondent.Overhead, until: now.Add(pathTime)}
 	r.paths[careOf] = p
 	return p, nil
 }
@@ -215,9 +246,14 @@ func (r *routes) around(home netip.Addr) (*rawip.Sender, error) {
 
 // Close leaves the routes to the TUN's end.
 func (r *routes) Close() error {
+	close(r.done)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	clear(r.homes)
 	var errs []error
+	if r.kernel != nil {
+		errs = append(errs, r.kernel.Close())
+	}
 	for _, s := range r.ways {
 		errs = append(errs, s.Close())
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/mobility/correspondent"
@@ -25,7 +26,7 @@ func (r *Role) changed(c correspondent.Change) {
 	r.counts.bindings++
 	log.Debug("binding", "care_of", c.CareOf)
 	r.events.Publish(api.Event{Kind: api.EventBound, Server: c.Home, Client: c.Local, Detail: c.CareOf.String()})
-	if err := r.routes.bound(c.Local, c.Home, c.CareOf); err != nil {
+	if err := r.routes.bound(c.Local, c.Home, c.CareOf, c.Until-time.Since(r.start)); err != nil {
 		log.Error("no route; packets take the way of the home agent", "error", err)
 	}
 }
@@ -47,18 +48,22 @@ func (r *Role) Status(context.Context) (*api.Status, error) {
 		}
 		return a.Peer.Compare(b.Peer)
 	})
+	out, in := r.routes.kernel.packets()
 	s.Counters = map[string]uint64{
-		"binding_updates":  r.counts.bindings,
-		"in_packets":       r.counts.in,
-		"out_packets":      r.counts.out,
-		"undelivered":      r.counts.undelivered,
-		"sent_packets":     sender.Sent,
-		"sent_octets":      sender.Octets,
-		"send_too_big":     sender.TooBig,
-		"send_unreachable": sender.Unreachable,
-		"send_failed":      sender.Failed + sender.Full + sender.Denied,
-		"queue_packets":    queue.Packets,
-		"queue_lost":       queue.Failed + queue.QueueFull + queue.BufferFull,
+		"binding_updates":    r.counts.bindings,
+		"in_packets":         r.counts.in + in,
+		"out_packets":        r.counts.out + out,
+		"kernel_headers":     r.routes.kernel.running(),
+		"kernel_in_packets":  in,
+		"kernel_out_packets": out,
+		"undelivered":        r.counts.undelivered,
+		"sent_packets":       sender.Sent,
+		"sent_octets":        sender.Octets,
+		"send_too_big":       sender.TooBig,
+		"send_unreachable":   sender.Unreachable,
+		"send_failed":        sender.Failed + sender.Full + sender.Denied,
+		"queue_packets":      queue.Packets,
+		"queue_lost":         queue.Failed + queue.QueueFull + queue.BufferFull,
 	}
 	return s, nil
 }

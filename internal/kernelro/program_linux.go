@@ -1,117 +1,211 @@
 package kernelro
 
 import (
-	"net/netip"
+	"fmt"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
 )
 
-// Offsets in a frame on an Ethernet-like interface.
+// Sizes of headers.
 const (
 	ethSize = 14
-	ip6     = ethSize
-	ip6Len  = ip6 + 4
-	ip6Next = ip6 + 6
-	ip6Src  = ip6 + 8
-	ip6Dst  = ip6 + 24
-	ext     = ip6 + 40 // the first extension header, or the transport's
-
-	extSize = 24 // of either extension header here
+	ip6Size = 40
+	extSize = 24 // a type 2 routing header; destination options with a home address
 )
 
-// Of linux/bpf.h: room is made or taken behind the IP header, and segments keep
-// their size.
+// Offsets in an IPv6 header.
+const (
+	ip6Len  = 4
+	ip6Next = 6
+	ip6Src  = 8
+	ip6Dst  = 24
+)
+
+// Of linux/bpf.h and linux/pkt_cls.h. Room is made or taken behind the IP header, and
+// segments keep their size.
 const (
 	adjustRoomNet      = 0
 	adjustRoomFixedGSO = 1
-	actOK              = 0
-	actShot            = 2
+	recomputeSum       = 1
+	toIngress          = 1
+
+	skbLen      = 0
+	skbProtocol = 16  // in struct __sk_buff; in network order
+	skbSegment  = 176 // the size of segments; 0: it is no super-packet
+
+	actOK   = 0
+	actShot = 2
 )
 
-// The stack frame of both programs.
+// The stack frame of both programs: an IPv6 header with an extension header behind
+// it, a key of the table, the time, a word.
 const (
-	addrAt = -16 // an address of the packet
-	wordAt = -24 // what is read and written
-	extAt  = -48 // the extension header
+	hdr    = -64
+	ext    = hdr + ip6Size
+	key    = hdr - 32
+	nowAt  = key - 8
+	wordAt = nowAt - 8
 )
 
-// egress inserts a type 2 routing header (RFC 6275 section 6.4.1) into what goes
-// to home.
-func egress(home, careOf netip.Addr) *ebpf.ProgramSpec {
+// Counters, by number.
+const (
+	countOut = iota
+	countIn
+	counters
+)
+
+// egress puts a type 2 routing header (RFC 6275 section 6.4.1) into packets of a
+// binding, of which the IPv6 header is l2 octets into the frame, and sends them on by
+// the interface of the binding, if it has one.
+//
+// R6 is the packet, R8 what the table has, R9 the next header, R7 is free.
+func egress(t *tables, l2 int32) *ebpf.ProgramSpec {
 	var b builder
 	b.prologue()
-	b.matchAddress(ip6Dst, home)
-	b.load(ip6Next, wordAt, 1)
-	b.add(asm.LoadMem(asm.R7, asm.RFP, wordAt, asm.Byte))
-	b.room(extSize)
-	// The extension header: next header, length 2, type 2, one segment left,
-	// reserved, the home address.
+	b.load(l2, hdr, ip6Size)
 	b.add(
-		asm.StoreMem(asm.RFP, extAt, asm.R7, asm.Byte),
-		asm.StoreImm(asm.RFP, extAt+1, 2, asm.Byte),
-		asm.StoreImm(asm.RFP, extAt+2, 2, asm.Byte),
-		asm.StoreImm(asm.RFP, extAt+3, 1, asm.Byte),
-		asm.StoreImm(asm.RFP, extAt+4, 0, asm.Word),
+		asm.LoadMem(asm.R9, asm.RFP, hdr+ip6Next, asm.Byte),
+		asm.JEq.Imm(asm.R9, unix.IPPROTO_TCP, "known"),
+		asm.JEq.Imm(asm.R9, unix.IPPROTO_UDP, "known"),
+		asm.JNE.Imm(asm.R9, unix.IPPROTO_ICMPV6, "pass"),
+		asm.Mov.Imm(asm.R0, 0).WithSymbol("known"),
 	)
-	b.address(extAt+8, home)
-	b.store(ext, extAt, extSize)
-	b.setNext(unix.IPPROTO_ROUTING)
-	b.address(addrAt, careOf)
-	b.store(ip6Dst, addrAt, 16)
+	b.length(l2)
+	b.add(asm.JGT.Imm(asm.R7, 1<<16-1-extSize, "pass"))
+	// Source and destination are a key as they lie there.
+	b.lookup(t.bindings, hdr+ip6Src)
+	b.notOver()
+	// What is too big for the way is for somebody who can tell the sender. The kernel
+	// cuts super-packets.
+	b.add(
+		asm.LoadMem(asm.R0, asm.R6, skbSegment, asm.Word),
+		asm.JNE.Imm(asm.R0, 0, "fits"),
+		asm.Add.Imm(asm.R7, ip6Size+extSize),
+		asm.LoadMem(asm.R0, asm.R8, valueMTU, asm.Word),
+		asm.JGT.Reg(asm.R7, asm.R0, "pass"),
+		asm.Mov.Imm(asm.R0, 0).WithSymbol("fits"),
+	)
+	b.room(extSize)
+	// Next header, length 2, type 2, one segment left, reserved, the home address.
+	b.add(
+		asm.StoreMem(asm.RFP, ext, asm.R9, asm.Byte),
+		asm.StoreImm(asm.RFP, ext+1, 2, asm.Byte),
+		asm.StoreImm(asm.RFP, ext+2, 2, asm.Byte),
+		asm.StoreImm(asm.RFP, ext+3, 1, asm.Byte),
+		asm.StoreImm(asm.RFP, ext+4, 0, asm.Word),
+		asm.StoreImm(asm.RFP, hdr+ip6Next, unix.IPPROTO_ROUTING, asm.Byte),
+	)
+	b.copyAddress(asm.RFP, ext+8, asm.RFP, hdr+ip6Dst)
+	b.copyAddress(asm.RFP, hdr+ip6Dst, asm.R8, valueCareOf)
 	b.addLength(extSize)
+	b.store(l2, ip6Size+extSize)
+	b.used(t.counts, countOut)
+	b.add(
+		asm.LoadMem(asm.R7, asm.R8, valueOut, asm.Word),
+		asm.JEq.Imm(asm.R7, 0, "pass"),
+	)
+	if l2 == 0 { // FnRedirectNeigh expects a place for Ethernet's header
+		b.add(
+			asm.Mov.Reg(asm.R1, asm.R6),
+			asm.Mov.Imm(asm.R2, ethSize),
+			asm.Mov.Imm(asm.R3, 0),
+			asm.FnSkbChangeHead.Call(),
+			asm.JNE.Imm(asm.R0, 0, "drop"),
+		)
+	}
+	b.add(
+		asm.Mov.Reg(asm.R1, asm.R7),
+		asm.Mov.Imm(asm.R2, 0),
+		asm.Mov.Imm(asm.R3, 0),
+		asm.Mov.Imm(asm.R4, 0),
+		asm.FnRedirectNeigh.Call(),
+		asm.Return(),
+	)
 	return b.program("ds_ro_egress")
 }
 
-// ingress takes the destination options header off what comes from careOf, if it
-// has one of the size of a Home Address option, and makes it come from home.
-func ingress(home, careOf netip.Addr) *ebpf.ProgramSpec {
+// ingress takes the Home Address option (RFC 6275 section 6.3) off packets of a
+// binding, makes them come from the home address, and, if to is not 0, in by the
+// interface of that number.
+func ingress(t *tables, l2, to int32) *ebpf.ProgramSpec {
+	const (
+		homeAddress = 201 | 16<<8   // option type, length
+		padN        = 1 | 2<<8      // of four octets
+		dstOpts     = extSize/8 - 1 // the header's length
+		option      = ext + 6       // behind next header, length, padding
+		homeAt      = ext + 8       //
+	)
 	var b builder
 	b.prologue()
-	b.matchAddress(ip6Src, careOf)
-	b.load(ip6Next, wordAt, 1)
+	b.load(l2, hdr, ip6Size+extSize)
 	b.add(
-		asm.LoadMem(asm.R7, asm.RFP, wordAt, asm.Byte),
+		asm.LoadMem(asm.R7, asm.RFP, hdr+ip6Next, asm.Byte),
 		asm.JNE.Imm(asm.R7, unix.IPPROTO_DSTOPTS, "pass"),
+		asm.LoadMem(asm.R7, asm.RFP, ext+1, asm.Byte),
+		asm.JNE.Imm(asm.R7, dstOpts, "pass"),
 	)
-	b.load(ext, extAt, 8)
+	for at, want := range map[int16]uint16{ext + 2: padN, ext + 4: 0, option: homeAddress} {
+		b.add(
+			asm.LoadMem(asm.R7, asm.RFP, at, asm.Half),
+			asm.HostTo(asm.LE, asm.R7, asm.Half),
+			asm.JNE.Imm(asm.R7, int32(want), "pass"),
+		)
+	}
 	b.add(
-		asm.LoadMem(asm.R7, asm.RFP, extAt+1, asm.Byte),
-		asm.JNE.Imm(asm.R7, extSize/8-1, "pass"),
-		asm.LoadMem(asm.R7, asm.RFP, extAt+6, asm.Byte),
-		asm.JNE.Imm(asm.R7, 201, "pass"), // the option's type
-		asm.LoadMem(asm.R7, asm.RFP, extAt, asm.Byte),
+		asm.LoadMem(asm.R9, asm.RFP, ext, asm.Byte),
+		asm.JEq.Imm(asm.R9, unix.IPPROTO_TCP, "known"),
+		asm.JNE.Imm(asm.R9, unix.IPPROTO_UDP, "pass"),
+		asm.Mov.Imm(asm.R0, 0).WithSymbol("known"),
 	)
+	b.length(l2)
+	b.add(asm.JLT.Imm(asm.R7, extSize, "pass"))
+	b.copyAddress(asm.RFP, key, asm.RFP, hdr+ip6Dst)
+	b.copyAddress(asm.RFP, key+16, asm.RFP, homeAt)
+	b.lookup(t.bindings, key)
+	for i := range int16(2) {
+		b.add(
+			asm.LoadMem(asm.R7, asm.RFP, hdr+ip6Src+8*i, asm.DWord),
+			asm.LoadMem(asm.R0, asm.R8, valueCareOf+8*i, asm.DWord),
+			asm.JNE.Reg(asm.R7, asm.R0, "pass"),
+		)
+	}
+	b.notOver()
 	b.room(-extSize)
-	b.add(asm.StoreMem(asm.RFP, wordAt, asm.R7, asm.Byte))
-	b.store(ip6Next, wordAt, 1)
-	b.address(addrAt, home)
-	b.store(ip6Src, addrAt, 16)
+	b.add(asm.StoreMem(asm.RFP, hdr+ip6Next, asm.R9, asm.Byte))
+	b.copyAddress(asm.RFP, hdr+ip6Src, asm.RFP, homeAt)
 	b.addLength(-extSize)
+	b.store(l2, ip6Size)
+	b.used(t.counts, countIn)
+	if to != 0 {
+		b.add(
+			asm.Mov.Imm(asm.R1, to),
+			asm.Mov.Imm(asm.R2, toIngress),
+			asm.FnRedirect.Call(),
+			asm.Return(),
+		)
+	}
 	return b.program("ds_ro_ingress")
 }
 
-// builder puts a program together. R6 is the packet, R7 is free.
+// builder puts a program together.
 type builder struct{ ins asm.Instructions }
 
 func (b *builder) add(ins ...asm.Instruction) { b.ins = append(b.ins, ins...) }
 
 // prologue lets pass what is not IPv6.
 func (b *builder) prologue() {
-	const protocol = 16 // of struct __sk_buff, in network order
 	b.add(
 		asm.Mov.Reg(asm.R6, asm.R1),
-		asm.LoadMem(asm.R7, asm.R6, protocol, asm.Word),
-		asm.JNE.Imm(asm.R7, int32(swap16(unix.ETH_P_IPV6)), "pass"),
+		asm.LoadMem(asm.R7, asm.R6, skbProtocol, asm.Word),
+		asm.HostTo(asm.BE, asm.R7, asm.Half),
+		asm.JNE.Imm(asm.R7, unix.ETH_P_IPV6, "pass"),
 	)
 }
 
-// swap16 gives a number in network order on the machines that this runs on.
-func swap16(n uint16) uint16 { return n<<8 | n>>8 }
-
 // load copies octets of the packet to the stack; shorter packets pass.
-func (b *builder) load(offset int32, at int32, size int32) {
+func (b *builder) load(offset, at, size int32) {
 	b.add(
 		asm.Mov.Reg(asm.R1, asm.R6),
 		asm.Mov.Imm(asm.R2, offset),
@@ -123,48 +217,74 @@ func (b *builder) load(offset int32, at int32, size int32) {
 	)
 }
 
-// store copies octets of the stack to the packet.
-func (b *builder) store(offset int32, at int32, size int32) {
+// length gives the payload length; what is no IPv6 packet, or not all there, passes.
+func (b *builder) length(l2 int32) {
 	b.add(
-		asm.Mov.Reg(asm.R1, asm.R6),
-		asm.Mov.Imm(asm.R2, offset),
-		asm.Mov.Reg(asm.R3, asm.RFP),
-		asm.Add.Imm(asm.R3, at),
-		asm.Mov.Imm(asm.R4, size),
-		asm.Mov.Imm(asm.R5, 0),
-		asm.FnSkbStoreBytes.Call(),
-		asm.JNE.Imm(asm.R0, 0, "drop"),
+		asm.LoadMem(asm.R7, asm.RFP, hdr, asm.Byte),
+		asm.RSh.Imm(asm.R7, 4),
+		asm.JNE.Imm(asm.R7, 6, "pass"),
+		asm.LoadMem(asm.R7, asm.RFP, hdr+ip6Len, asm.Half),
+		asm.HostTo(asm.BE, asm.R7, asm.Half),
+		asm.LoadMem(asm.R1, asm.R6, skbLen, asm.Word),
+		asm.Mov.Reg(asm.R2, asm.R7),
+		asm.Add.Imm(asm.R2, l2+ip6Size),
+		asm.JGT.Reg(asm.R2, asm.R1, "pass"),
 	)
 }
 
-// address writes an address to the stack.
-func (b *builder) address(at int16, a netip.Addr) {
-	for i, w := range words(a) {
-		b.add(asm.LoadImm(asm.R7, w, asm.DWord), asm.StoreMem(asm.RFP, at+int16(8*i), asm.R7, asm.DWord))
-	}
+// lookup finds the key that is at a place of the stack; what has none passes.
+func (b *builder) lookup(m *ebpf.Map, at int32) {
+	b.add(
+		asm.LoadMapPtr(asm.R1, m.FD()),
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, at),
+		asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, "pass"),
+		asm.Mov.Reg(asm.R8, asm.R0),
+	)
 }
 
-// matchAddress lets pass what has another address there.
-func (b *builder) matchAddress(offset int32, a netip.Addr) {
-	b.load(offset, addrAt, 16)
-	for i, w := range words(a) {
+// notOver lets pass what comes after the end of the binding, and notes the time.
+func (b *builder) notOver() {
+	b.add(
+		asm.FnKtimeGetNs.Call(),
+		asm.StoreMem(asm.RFP, nowAt, asm.R0, asm.DWord),
+		asm.LoadMem(asm.R1, asm.R8, valueUntil, asm.DWord),
+		asm.JGE.Reg(asm.R0, asm.R1, "pass"),
+	)
+}
+
+// used notes that a packet has gone by way of the binding.
+func (b *builder) used(counts *ebpf.Map, which int64) {
+	done := fmt.Sprintf("counted%d", len(b.ins))
+	b.add(
+		asm.LoadMem(asm.R0, asm.RFP, nowAt, asm.DWord),
+		asm.StoreMem(asm.R8, valueUsed, asm.R0, asm.DWord),
+		asm.StoreImm(asm.RFP, wordAt, which, asm.Word),
+		asm.LoadMapPtr(asm.R1, counts.FD()),
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, wordAt),
+		asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, done),
+		asm.LoadMem(asm.R1, asm.R0, 0, asm.DWord),
+		asm.Add.Imm(asm.R1, 1),
+		asm.StoreMem(asm.R0, 0, asm.R1, asm.DWord),
+		asm.Mov.Imm(asm.R0, 0).WithSymbol(done),
+	)
+}
+
+// copyAddress copies 16 octets.
+func (b *builder) copyAddress(to asm.Register, toAt int16, from asm.Register, fromAt int16) {
+	for i := range int16(2) {
 		b.add(
-			asm.LoadMem(asm.R7, asm.RFP, addrAt+int16(8*i), asm.DWord),
-			asm.LoadImm(asm.R8, w, asm.DWord),
-			asm.JNE.Reg(asm.R7, asm.R8, "pass"),
+			asm.LoadMem(asm.R7, from, fromAt+8*i, asm.DWord),
+			asm.StoreMem(to, toAt+8*i, asm.R7, asm.DWord),
 		)
 	}
 }
 
-// words are the two halves of an address as they lie in memory.
-func words(a netip.Addr) (w [2]int64) {
-	for i, c := range a.As16() {
-		w[i/8] |= int64(c) << (8 * (i % 8))
-	}
-	return w
-}
-
-// room makes room behind the IP header, or takes some.
+// room makes room behind the IP header, or takes some. A packet for which that cannot
+// be done is as before.
 func (b *builder) room(size int32) {
 	b.add(
 		asm.Mov.Reg(asm.R1, asm.R6),
@@ -172,27 +292,33 @@ func (b *builder) room(size int32) {
 		asm.Mov.Imm(asm.R3, adjustRoomNet),
 		asm.Mov.Imm(asm.R4, adjustRoomFixedGSO),
 		asm.FnSkbAdjustRoom.Call(),
-		asm.JNE.Imm(asm.R0, 0, "drop"),
+		asm.JNE.Imm(asm.R0, 0, "pass"),
 	)
 }
 
-// setNext sets the IP header's next header.
-func (b *builder) setNext(next int64) {
-	b.add(asm.StoreImm(asm.RFP, wordAt, next, asm.Byte))
-	b.store(ip6Next, wordAt, 1)
-}
-
-// addLength adds to the IP header's payload length.
+// addLength adds to the payload length of the header on the stack.
 func (b *builder) addLength(n int32) {
-	b.load(ip6Len, wordAt, 2)
 	b.add(
-		asm.LoadMem(asm.R7, asm.RFP, wordAt, asm.Half),
+		asm.LoadMem(asm.R7, asm.RFP, hdr+ip6Len, asm.Half),
 		asm.HostTo(asm.BE, asm.R7, asm.Half),
 		asm.Add.Imm(asm.R7, n),
 		asm.HostTo(asm.BE, asm.R7, asm.Half),
-		asm.StoreMem(asm.RFP, wordAt, asm.R7, asm.Half),
+		asm.StoreMem(asm.RFP, hdr+ip6Len, asm.R7, asm.Half),
 	)
-	b.store(ip6Len, wordAt, 2)
+}
+
+// store copies the headers on the stack to the packet.
+func (b *builder) store(offset, size int32) {
+	b.add(
+		asm.Mov.Reg(asm.R1, asm.R6),
+		asm.Mov.Imm(asm.R2, offset),
+		asm.Mov.Reg(asm.R3, asm.RFP),
+		asm.Add.Imm(asm.R3, hdr),
+		asm.Mov.Imm(asm.R4, size),
+		asm.Mov.Imm(asm.R5, recomputeSum),
+		asm.FnSkbStoreBytes.Call(),
+		asm.JNE.Imm(asm.R0, 0, "drop"), // half a header is changed
+	)
 }
 
 // program ends it.

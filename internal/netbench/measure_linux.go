@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/distributed-servers/ds/internal/kernelro"
 	"github.com/distributed-servers/ds/internal/netns"
@@ -48,18 +51,18 @@ func (res *Result) measure(ctx context.Context, o *Options, some []row, pinned b
 	if err := p.profile(o.Profile); err != nil {
 		return err
 	}
+	var bound *kernelro.Kernel
 	var unbound error // why there are no bound rows
-	attached := false
 	for _, r := range some {
-		if r.service == serviceBound && !attached && unbound == nil {
-			if unbound = kernelro.Attach(clientEnd, boundHome, boundCareOf); unbound != nil {
+		if r.service == serviceBound && bound == nil && unbound == nil {
+			if bound, unbound = bindKernel(); unbound != nil {
 				res.Notes = append(res.Notes, fmt.Sprintf("no ro_ rows: %v", unbound))
 			} else {
-				attached = true
+				defer bound.Close()
 				res.Notes = append(res.Notes, "ro_ rows: the client's part is played by BPF programs on its interface, outside of any process")
 			}
 		}
-		if r.service == serviceBound && !attached {
+		if r.service == serviceBound && bound == nil {
 			continue
 		}
 		row, err := p.samples(ctx, o, r)
@@ -69,6 +72,31 @@ func (res *Result) measure(ctx context.Context, o *Options, some []row, pinned b
 		res.Rows = append(res.Rows, row)
 	}
 	return nil
+}
+
+// bindKernel makes the client's kernel a correspondent with a binding.
+func bindKernel() (_ *kernelro.Kernel, err error) {
+	k, err := kernelro.New(1)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, k.Close())
+		}
+	}()
+	link, err := netlink.LinkByName(clientEnd)
+	if err != nil {
+		return nil, err
+	}
+	i, err := kernelro.InterfaceOf(link)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.Bind(clientAddr, boundHome, kernelro.Binding{CareOf: boundCareOf, MTU: link.Attrs().MTU, Until: math.MaxInt64}); err != nil {
+		return nil, err
+	}
+	return k, errors.Join(k.AttachOut(i), k.AttachIn(i, 0))
 }
 
 // samples takes those of a row, ours and the kernel's by turns.

@@ -24,7 +24,7 @@ const (
 	NFQueue    Name = "nfqueue"    // bind a Netfilter queue, in a network namespace
 	IP6Tunnel  Name = "ip6tnl"     // create an IPv6-in-IPv6 tunnel interface, in a network namespace
 	MobileIPv6 Name = "mip6"       // add a route optimisation state to the kernel, in a network namespace
-	BPF        Name = "bpf"        // load a BPF program for an interface
+	BPF        Name = "bpf"        // load a BPF program for an interface, to go with its process
 	NFTables   Name = "nftables"   // speak to nftables, in a network namespace
 	Seg6       Name = "seg6"       // add routes that begin and end tunnels, in a network namespace
 	Arch       Name = "arch"       // 64 bits, little-endian

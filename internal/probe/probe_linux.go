@@ -64,7 +64,7 @@ var attempts = []attempt{
 	{NFQueue, "use a kernel with CONFIG_NETFILTER_NETLINK_QUEUE (modprobe nfnetlink_queue)", tryNFQueue},
 	{IP6Tunnel, "use a kernel with CONFIG_IPV6_TUNNEL (modprobe ip6_tunnel); dsco tunnels by itself otherwise", tryIP6Tunnel},
 	{MobileIPv6, "use a kernel with CONFIG_IPV6_MIP6 (modprobe mip6); dsco is its own correspondent otherwise", tryMobileIPv6},
-	{BPF, "run as root outside of user namespaces, or with CAP_BPF and CAP_NET_ADMIN; on a kernel with CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF", tryBPF},
+	{BPF, "run as root outside of user namespaces, or with CAP_BPF and CAP_NET_ADMIN; on Linux 6.6 or newer with CONFIG_BPF_SYSCALL", tryBPF},
 	{NFTables, "use a kernel with CONFIG_NF_TABLES_IPV6 (modprobe nf_tables); dsco forwards tunnels by itself otherwise", tryNFTables},
 	{Seg6, "use a kernel with CONFIG_IPV6_SEG6_LWTUNNEL; dsco forwards tunnels by itself otherwise", trySeg6},
 }

@@ -199,6 +199,23 @@ func (c *Correspondent) retain(id uint32, e *entry) {
 	c.cache.arm(id, e, c.now)
 }
 
+// lastUsed is when a packet last went by way of the binding e, with the machine or
+// without.
+func (c *Correspondent) lastUsed(e *entry) time.Duration {
+	if c.cfg.Used != nil {
+		if at, ok := c.cfg.Used(netip.AddrFrom16(e.local), netip.AddrFrom16(e.home)); ok {
+			e.use(max(e.used, at))
+		}
+	}
+	return e.used
+}
+
+// inUse reports whether the binding e has been used since the last Binding Update.
+func (c *Correspondent) inUse(e *entry) bool {
+	c.lastUsed(e)
+	return e.active
+}
+
 // makeRoom makes an entry available, if it can (RFC 6275 section 9.6). What may
 // go is, in this order:
 //
@@ -226,7 +243,7 @@ func (c *Correspondent) makeRoom() bool {
 			return true
 		case e.state == removed || c.nonces.find(e.nonce, c.now) != nil:
 			continue // must be remembered
-		case e.live(c.now) && c.now-e.used < idleFor:
+		case e.live(c.now) && c.now-c.lastUsed(e) < idleFor:
 			continue
 		}
 		if oldest == nil || !e.live(c.now) || e.used < oldest.used {

@@ -133,8 +133,23 @@ func TestPermit(t *testing.T) {
 // takes the place of the one that was used least recently, when its tokens
 // cannot be replayed; otherwise it is refused.
 func TestSection9_6Full(t *testing.T) {
+	for _, without := range []bool{false, true} {
+		t.Run(fmt.Sprintf("used without the machine=%v", without), func(t *testing.T) { testFull(t, without) })
+	}
+}
+
+func testFull(t *testing.T, withoutMachine bool) {
 	const room = 20
 	h := newHost(t, unlimited, func(cfg *Config) { cfg.MaxBindings = room })
+	use := func(m *mobile) { m.bound() }
+	if withoutMachine {
+		used := make(map[netip.Addr]time.Duration)
+		h.c.cfg.Used = func(_, home netip.Addr) (time.Duration, bool) {
+			at, ok := used[home]
+			return at, ok
+		}
+		use = func(m *mobile) { used[m.home] = m.now }
+	}
 	nodes := make([]*mobile, room)
 	for i := range nodes {
 		nodes[i] = h.other(i)
@@ -155,14 +170,14 @@ func TestSection9_6Full(t *testing.T) {
 
 	// Now they are too old. All but three are in use, of those one least recently.
 	h.advance(30 * time.Second)
-	nodes[11].bound()
+	use(nodes[11])
 	h.advance(time.Second)
-	nodes[3].bound()
-	nodes[17].bound()
+	use(nodes[3])
+	use(nodes[17])
 	h.advance(15 * time.Second)
 	for i, n := range nodes {
 		if i != 3 && i != 11 && i != 17 {
-			n.bound()
+			use(n)
 		}
 	}
 	h.changes = nil
@@ -226,6 +241,12 @@ func TestSection9_5_5RefreshRequests(t *testing.T) {
 		}, false, 2},
 		{"received", func(m *mobile) {
 			m.receive(build(m.t, wire.Packet{Src: coa1, Dst: cn, Home: home, Protocol: wire.UDP, Payload: make([]byte, 8)}))
+		}, false, 2},
+		{"used without the machine", func(m *mobile) {
+			at := m.now
+			m.c.cfg.Used = func(local, home netip.Addr) (time.Duration, bool) {
+				return at, local == m.local && home == m.home
+			}
 		}, false, 2},
 		{"updated", func(m *mobile) { m.bound() }, true, 1},
 	} {

@@ -52,6 +52,11 @@ type Config struct {
 	// every one may.
 	Permit func(home netip.Addr) bool
 
+	// Used is when a packet last went by way of a binding without the machine, since
+	// its last Change, on the machine's clock; ok is false if none has. It is for those
+	// who have something faster for payload packets. Default: the machine sees them all.
+	Used func(local, home netip.Addr) (at time.Duration, ok bool)
+
 	Limits Limits
 }
 
@@ -279,7 +284,7 @@ func (c *Correspondent) tick() {
 		case c.now >= e.until:
 			c.cache.free(id)
 			continue
-		case e.state == bound && e.active && int(e.asked) < len(refreshLeads) && c.now >= e.until-refreshLeads[e.asked]:
+		case e.state == bound && int(e.asked) < len(refreshLeads) && c.now >= e.until-refreshLeads[e.asked] && c.inUse(e):
 			e.asked++
 			c.requestRefresh(e)
 		}

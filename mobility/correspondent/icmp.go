@@ -59,7 +59,7 @@ func (c *Correspondent) icmpError(b []byte, s *shape) {
 		return
 	}
 	id, e := c.cache.find(key{[16]byte(quoted[8:24]), home})
-	if e == nil || !e.live(c.now) || e.careOf != [16]byte(quoted[24:40]) || c.now-e.used > failureReach {
+	if e == nil || !e.live(c.now) || e.careOf != [16]byte(quoted[24:40]) || c.now-c.lastUsed(e) > failureReach {
 		return // about a binding that is no more, or forged
 	}
 

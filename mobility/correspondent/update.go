@@ -156,6 +156,8 @@ func (c *Correspondent) bind(id uint32, e *entry, local, home, careOf netip.Addr
 		}
 		id, e = c.cache.add(pair(local, home))
 		e.used = c.now // not the first to be given up
+	} else if e.state == bound {
+		c.lastUsed(e) // which is not to be known after the Change
 	}
 	c.cache.set(e, bound)
 	lifetime := min(bu.Lifetime, c.cfg.MaxLifetime)

@@ -28,6 +28,15 @@ var offloads = []string{
 	"rx-udp-gro-forwarding",
 }
 
+// OffloadOff switches the offloads of an interface of the host off: what leaves has whole
+// checksums and is no larger than the MTU.
+func (h *Host) OffloadOff(name string) error {
+	if err := h.Do(func() error { return offloadOff(name) }); err != nil {
+		return fmt.Errorf("topology: %s: %s: no offload: %w", h.name, name, err)
+	}
+	return nil
+}
+
 // offloadOff switches the offloads of an interface of the thread's namespace off.
 func offloadOff(name string) error {
 	family, err := netlink.GenlFamilyGet(unix.ETHTOOL_GENL_NAME)

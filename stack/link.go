@@ -31,6 +31,7 @@ type link struct {
 	mu         sync.Mutex
 	dispatcher gstack.NetworkDispatcher  // set once, by CreateNIC
 	network    [2]gstack.NetworkEndpoint // behind it, of IPv6 and IPv4; set before start
+	readers    []*reader                 // of each queue, set by start
 	reading    *sync.WaitGroup           // done when the readers have ended; nil: paused
 	stopped    bool
 
@@ -62,17 +63,15 @@ func (l *link) setSuperPacket() {
 	}
 }
 
+// start starts a reader for each queue.
 func (l *link) start() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.startLocked()
-}
-
-// startLocked starts a reader for each queue.
-func (l *link) startLocked() {
 	l.reading = new(sync.WaitGroup)
 	for q := range l.dev.Queues() {
-		l.reading.Go(newReader(l, q).run)
+		r := newReader(l, q)
+		l.readers = append(l.readers, r)
+		l.reading.Go(r.run)
 	}
 }
 
@@ -93,20 +92,39 @@ func (l *link) pause() error {
 	return nil
 }
 
+// resume starts the readers again. What has come meanwhile its caller reads, who runs
+// already: somebody may have waited for long enough.
 func (l *link) resume() error {
+	reading, err := l.resuming()
+	if err != nil {
+		return err
+	}
+	for _, r := range l.readers {
+		r.more()
+		go func() {
+			defer reading.Done()
+			r.run()
+		}()
+	}
+	return nil
+}
+
+// resuming ends the pause. A pause that begins then waits for all readers.
+func (l *link) resuming() (reading *sync.WaitGroup, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.stopped {
-		return ErrClosed
+		return nil, ErrClosed
 	}
 	if l.reading != nil {
-		return errors.New("stack: resume: not paused")
+		return nil, errors.New("stack: resume: not paused")
 	}
 	if err := l.dev.SetReadDeadline(time.Time{}); err != nil {
-		return fmt.Errorf("stack: resume: %w", err)
+		return nil, fmt.Errorf("stack: resume: %w", err)
 	}
-	l.startLocked()
-	return nil
+	l.reading = new(sync.WaitGroup)
+	l.reading.Add(len(l.readers))
+	return l.reading, nil
 }
 
 // stop closes the device and waits for the readers.

@@ -75,27 +75,36 @@ func newReader(l *link, queue int) *reader {
 
 // run ends when the device does, or when its deadline has passed.
 func (r *reader) run() {
-	for {
-		if err := r.read(); err != nil {
-			return
-		}
-		small := len(r.batch) == 1 && len(r.batch[0].p) < trainSize
-		r.link.arrive(r.batch, &r.merger)
-		if small {
-			// A request may be answered before we look for the next one, which
-			// then is there: else we would look in vain and have to be woken.
-			runtime.Gosched()
-		}
+	for r.read(true) == nil {
+		r.pass()
 	}
 }
 
-// read waits for a packet, and takes those that came close behind it, which may
-// belong together.
-func (r *reader) read() error {
+// more passes on what can be read without waiting.
+func (r *reader) more() {
+	if r.read(false) == nil {
+		r.pass()
+	}
+}
+
+// pass passes a batch on.
+func (r *reader) pass() {
+	small := len(r.batch) == 1 && len(r.batch[0].p) < trainSize
+	r.link.arrive(r.batch, &r.merger)
+	if small {
+		// A request may be answered before we look for the next one, which
+		// then is there: else we would look in vain and have to be woken.
+		runtime.Gosched()
+	}
+}
+
+// read takes a packet, waiting for it if wait is set, and those that came close behind
+// it, which may belong together. The batch may be empty if not.
+func (r *reader) read(wait bool) error {
 	free := r.arena
 	r.batch = r.batch[:0]
 	for {
-		p, o, err := r.link.dev.ReadPacket(r.queue, free, len(r.batch) == 0)
+		p, o, err := r.link.dev.ReadPacket(r.queue, free, wait && len(r.batch) == 0)
 		switch {
 		case err != nil && len(r.batch) == 0:
 			return err

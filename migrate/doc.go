@@ -50,7 +50,7 @@
 // saved. A call that waits at a frozen connection cannot say. So interrupt the
 // calls first: set a deadline in the past, wait for them to return, which tells
 // how far they got, then Freeze, save the state, and Export. Package
-// examples/hotswap does it.
+// examples/hotswap does it, with package handover between its two processes.
 //
 // A client may hear of the target before its connections are there: [Expect] holds what
 // it sends, and [Target.Return] sends that back if they never come.

@@ -18,11 +18,13 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/distributed-servers/ds/handover"
 	"github.com/distributed-servers/ds/internal/probe"
 	"github.com/distributed-servers/ds/migrate"
 	"github.com/distributed-servers/ds/stack"
@@ -42,7 +44,7 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	if die := os.Getenv(dieEnv); die != "" {
-		reached = func(stage string, _ *wire) {
+		reached = func(stage string, _ *handover.Conn) {
 			if stage == die {
 				unix.Kill(os.Getpid(), unix.SIGKILL)
 				select {}
@@ -53,7 +55,7 @@ func TestMain(m *testing.M) {
 }
 
 // stages are those of a successor before the point of no return.
-var stages = []string{"hello", "prepare", "ready", "import", "imported"}
+var stages = []string{"hello", "prepare", "receive", "restore", "activate"}
 
 var (
 	clientAddr  = netip.MustParseAddr("fd00:1::1")
@@ -74,6 +76,7 @@ type world struct {
 	name   string
 	file   *os.File // stands for the TUN's descriptor
 	server *server
+	over   chan struct{}       // closed when the predecessor's handOver has returned
 	lost   func(p []byte) bool // of what the client sends; nil: nothing
 }
 
@@ -226,18 +229,20 @@ func (w *world) swap() (moved, error) {
 		err error
 	}
 	taken := make(chan result, 1)
+	w.over = make(chan struct{})
 	go func() {
-		wire := newWire(b)
-		defer wire.close()
-		s, control, err := takeOver(wire, w.name, w.modeOf(), func([]*os.File, int) (device, error) { return w.view(), nil })
+		c := handover.New(b)
+		defer c.Close()
+		s, control, err := takeOver(c, w.name, w.modeOf(), func([]*os.File, int) (device, error) { return w.view(), nil })
 		if control != nil {
 			control.Close()
 		}
 		taken <- result{s, err}
 	}()
-	wire := newWire(a)
-	m, err := w.server.handOver(wire, control)
-	wire.close()
+	c := handover.New(a)
+	m, err := w.server.handOver(c, control)
+	close(w.over)
+	c.Close()
 	r := <-taken
 	if (err == nil) != (r.err == nil) {
 		w.t.Errorf("the predecessor says %v, the successor %v: want them to agree", err, r.err)
@@ -514,7 +519,7 @@ func TestBackendResets(t *testing.T) {
 
 // More connections than descriptors fit into a message.
 func TestManyConnections(t *testing.T) {
-	const conns = 2*maxFiles + 7
+	const conns = 2*253 + 7 // SCM_MAX_FD
 	to := backend(t, echo)
 	w := newWorld(t, "proxy", func() mode { return proxyMode{to} })
 	var cs []*stack.Conn
@@ -605,75 +610,68 @@ func TestFailedSwaps(t *testing.T) {
 	const size = 4 << 20
 	dir, want := testFile(t, size)
 	w := newWorld(t, "file", fileModeOf(t, dir))
-	defer func() { reached = func(string, *wire) {} }()
+	defer func() { reached = func(string, *handover.Conn) {} }()
 
 	var failures []func()
-	for _, die := range stages {
+	// fail has a real successor that something happens to at a stage.
+	fail := func(at, want string, happen func(c *handover.Conn)) {
 		failures = append(failures, func() {
-			reached = func(stage string, w *wire) {
-				if stage == die {
-					w.c.Close()
+			reached = func(stage string, c *handover.Conn) {
+				if stage == at {
+					happen(c)
 				}
 			}
 			before := w.server
-			if _, err := w.swap(); err == nil || w.server != before {
-				t.Errorf("successor dead at %s: %v: want an error", die, err)
+			if _, err := w.swap(); err == nil || w.server != before || !strings.Contains(err.Error(), want) {
+				t.Errorf("at %s: %v: want %q", at, err, want)
 			}
-			reached = func(string, *wire) {}
+			reached = func(string, *handover.Conn) {}
 		})
 	}
+	for _, stage := range stages {
+		// With everything received, this successor could go on and take over: it
+		// is no end until the predecessor has noticed.
+		fail(stage, "", func(c *handover.Conn) {
+			c.Close()
+			if stage == "restore" || stage == "activate" {
+				<-w.over
+			}
+		})
+	}
+	fail("activate", "no thanks", func(c *handover.Conn) {
+		c.Refuse(errors.New("no thanks"))
+		<-w.over
+	})
+	fail("activate", "i/o timeout", func(c *handover.Conn) { <-w.over })
+	last := failures[len(failures)-1]
+	failures[len(failures)-1] = func() {
+		defer func(d time.Duration) { swapTimeout = d }(swapTimeout)
+		swapTimeout = 500 * time.Millisecond
+		last()
+	}
 	// speak plays a successor by hand.
-	speak := func(name, want string, successor func(w *wire)) {
+	speak := func(name, want string, successor func(c *handover.Conn)) {
 		failures = append(failures, func() {
 			a, b := socketpair(t)
-			theirs := newWire(b)
+			theirs := handover.New(b)
 			done := make(chan struct{})
 			go func() { defer close(done); successor(theirs) }()
-			ours := newWire(a)
+			ours := handover.New(a)
 			_, err := w.server.handOver(ours, w.file)
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v: want %q", name, err, want)
 			}
-			ours.close()
+			ours.Close()
 			<-done
-			theirs.close()
+			theirs.Close()
 		})
 	}
-	readAll := func(w *wire) {
-		for {
-			if _, _, err := w.next(); err != nil {
-				return
-			}
-		}
-	}
-	sayHello := func(w *wire, h hello) {
-		w.putJSON(kindHello, h)
-		w.flush()
-	}
-	speak("version", "version", func(w *wire) { sayHello(w, hello{version + 1, "file"}); readAll(w) })
-	speak("mode", "mode", func(w *wire) { sayHello(w, hello{version, "proxy"}); readAll(w) })
-	speak("refusal", "no thanks", func(w *wire) {
-		sayHello(w, hello{version, "file"})
-		w.send(kindReady, nil)
-		w.refuse(errors.New("no thanks"))
-		readAll(w)
-	})
-	speak("out of order", "frame of kind", func(w *wire) { sayHello(w, hello{version, "file"}); w.send(kindImported, nil); readAll(w) })
-	speak("garbage", "unknown kind", func(w *wire) { w.c.Write([]byte("GET / HTTP/1.1\r\n\r\n")); readAll(w) })
-	silent := func(name string, successor func(w *wire)) {
-		speak(name, "i/o timeout", successor)
-		last := failures[len(failures)-1]
-		failures[len(failures)-1] = func() {
-			defer func(d time.Duration) { swapTimeout = d }(swapTimeout)
-			swapTimeout = 50 * time.Millisecond
-			last()
-		}
-	}
-	silent("silence from the start", readAll)
-	silent("silence instead of imported", func(w *wire) {
-		sayHello(w, hello{version, "file"})
-		w.send(kindReady, nil)
-		readAll(w)
+	speak("version", "version", func(c *handover.Conn) { sendJSON(c, hello{version + 1, "file"}) })
+	speak("mode", "mode", func(c *handover.Conn) { sendJSON(c, hello{version, "proxy"}) })
+	speak("not a hello", "invalid character", func(c *handover.Conn) { c.Send([]byte("hello")) })
+	speak("message instead of ready", "frame of kind", func(c *handover.Conn) {
+		sendJSON(c, hello{version, "file"})
+		sendJSON(c, hello{version, "file"})
 	})
 
 	c := w.dial()
@@ -690,93 +688,63 @@ func TestFailedSwaps(t *testing.T) {
 	}
 }
 
-// The successor refuses what it cannot import, and leaves nothing behind.
+// The successor refuses what it cannot restore, and leaves nothing behind.
 func TestSuccessorRefuses(t *testing.T) {
 	for _, tt := range []struct {
-		name, want  string
-		predecessor func(w *wire)
+		name, want string
+		state      string
+		files      int
 	}{
-		{"not a snapshot", "migrate: import", func(w *wire) {
-			w.putJSON(kindManifest, manifest{[]snapshotEntry{{[]connEntry{{}}}}})
-			w.send(kindSnapshot, []byte("snap"))
-		}},
-		{"not a state", "state of a download", func(w *wire) {
-			w.putJSON(kindManifest, manifest{[]snapshotEntry{{[]connEntry{{App: true}}}}})
-			w.send(kindState, []byte("{"))
-		}},
-		{"impossible state", "state of a download", func(w *wire) {
-			w.putJSON(kindManifest, manifest{[]snapshotEntry{{[]connEntry{{App: true}}}}})
-			w.send(kindState, []byte(`{"Offset":1,"Size":2}`))
-		}},
-		{"descriptors without a state", "descriptors", func(w *wire) {
-			w.putJSON(kindManifest, manifest{[]snapshotEntry{{[]connEntry{{Files: 1}}}}})
-			w.flush()
-		}},
-		{"descriptors missing", "descriptors", func(w *wire) {
-			w.putJSON(kindManifest, manifest{[]snapshotEntry{{[]connEntry{{App: true, Files: 1}}}}})
-			w.send(kindFiles, nil)
-		}},
-		{"no commit", "EOF", func(w *wire) {
-			w.putJSON(kindManifest, manifest{})
-			w.flush()
-			w.wantBody(kindImported)
-			w.c.CloseWrite()
-		}},
+		{"not a manifest", "invalid character", `manifest`, 0},
+		{"too few", "states of 0 connections", `{}`, 0},
+		{"not a state", "state of a download", `{"Conns":[{"State":"ew=="}]}`, 0},
+		{"impossible state", "state of a download", `{"Conns":[{"State":"eyJPZmZzZXQiOjEsIlNpemUiOjJ9"}]}`, 0},
+		{"descriptors without a state", "state of a download", `{"Conns":[{"State":"e30=", "Files":1}]}`, 1},
+		{"descriptors missing", "2 descriptors", `{"Conns":[{"State":"e30=", "Files":2}]}`, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir, _ := testFile(t, 10)
 			w := newWorld(t, "file", fileModeOf(t, dir))
+			w.dial()
 			a, b := socketpair(t)
-			done := make(chan struct{})
+			done := make(chan error, 1)
 			go func() {
-				defer close(done)
-				control, err := net.ListenUnix("unix", &net.UnixAddr{Name: "", Net: "unix"})
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				defer control.Close()
-				p := newWire(a)
-				defer p.close()
-				p.wantBody(kindHello)
-				p.putJSON(kindPrepare, w.server.config, w.file, control)
-				p.wantBody(kindReady)
-				tt.predecessor(p)
-				p.next() // the refusal
+				p := handover.New(a)
+				defer p.Close()
+				done <- func() error {
+					control, err := net.ListenUnix("unix", &net.UnixAddr{Name: "", Net: "unix"})
+					if err != nil {
+						return err
+					}
+					defer control.Close()
+					p.Receive() // hello
+					sendJSON(p, w.server.config, w.file, control)
+					to, err := handover.Prepare(p, w.server.stack)
+					if err != nil {
+						return err
+					}
+					donor, err := w.server.freeze()
+					if err != nil {
+						return err
+					}
+					var files []syscall.Conn
+					for range tt.files {
+						files = append(files, w.file)
+					}
+					return errors.Join(to.Give(donor, []byte(tt.state), files...), w.server.thaw(donor))
+				}()
 			}()
-			s := newWire(b)
-			_, _, err := takeOver(s, "file", w.modeOf(), func([]*os.File, int) (device, error) { return w.view(), nil })
-			s.close()
+			c := handover.New(b)
+			_, _, err := takeOver(c, "file", w.modeOf(), func([]*os.File, int) (device, error) { return w.view(), nil })
+			c.Close()
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v: want %q", err, tt.want)
 			}
-			<-done
+			if err := <-done; err == nil || !strings.Contains(err.Error(), "refused") || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("the predecessor got %v: want %q", err, tt.want)
+			}
 		})
 	}
-}
-
-func FuzzFrame(f *testing.F) {
-	f.Add([]byte{})
-	f.Add(append(appendHeader(nil, kindHello, 0, 2), "{}"...))
-	f.Add(appendHeader(nil, kindSnapshot, 0, 1<<30)) // announces much, has nothing
-	f.Add(appendHeader(nil, kindFiles, maxFiles, 0))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r := bytes.NewReader(b)
-		fr, err := readFrame(r)
-		if err != nil {
-			if fr.body != nil {
-				t.Errorf("error %v with a body", err)
-			}
-			return
-		}
-		again := append(appendHeader(nil, fr.kind, fr.files, len(fr.body)), fr.body...)
-		if used := b[:len(b)-r.Len()]; !bytes.Equal(again, used) {
-			t.Errorf("%x parsed, %x written again", used, again)
-		}
-		if cap(fr.body) > 2*len(b)+(64<<10)+1024 {
-			t.Errorf("%d octets of memory for %d", cap(fr.body), len(b))
-		}
-	})
 }
 
 func FuzzState(f *testing.F) {

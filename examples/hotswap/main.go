@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/distributed-servers/ds/handover"
 	"github.com/distributed-servers/ds/migrate"
 	"github.com/distributed-servers/ds/tun"
 )
@@ -115,13 +116,13 @@ func start(path string, cfg config, link tun.Config, m mode) (*server, *net.Unix
 	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 	switch {
 	case err == nil:
-		w := newWire(c)
-		defer w.close()
-		pid, err := w.peer()
+		conn := handover.New(c)
+		defer conn.Close()
+		pid, err := conn.Peer()
 		if err != nil {
 			return nil, nil, err
 		}
-		s, control, err := takeOver(w, cfg.Mode, m, openTUN)
+		s, control, err := takeOver(conn, cfg.Mode, m, openTUN)
 		if err == nil {
 			fmt.Printf("hotswap: took over from process %d, serving\n", pid)
 		}
@@ -186,13 +187,13 @@ func (s *server) listenForSuccessor(control *net.UnixListener) error {
 			time.Sleep(100 * time.Millisecond)
 			continue
 		}
-		w := newWire(c)
-		pid, err := w.peer()
+		conn := handover.New(c)
+		pid, err := conn.Peer()
 		var m moved
 		if err == nil {
-			m, err = s.handOver(w, control)
+			m, err = s.handOver(conn, control)
 		}
-		w.close()
+		conn.Close()
 		if err == nil {
 			control.Close()
 			fmt.Printf("hotswap: handed %d connections of %d clients to process %d; they stood still for %v\n",

@@ -308,7 +308,7 @@ func TestManyShortConnections(t *testing.T) {
 	s.terminate()
 }
 
-// A successor that is killed, at any stage before commit, leaves the
+// A successor that is killed, at any stage before it has the word, leaves the
 // predecessor serving.
 func TestSuccessorIsKilled(t *testing.T) {
 	if !own(t, "curl") {

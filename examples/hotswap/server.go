@@ -223,7 +223,7 @@ var (
 )
 
 // freeze makes the server stand still and freezes all of its connections, all
-// or none; without any, the donor is nil. thaw undoes it.
+// or none. thaw undoes it.
 func (s *server) freeze() (*migrate.Donor, error) {
 	s.pauseSessions()
 	giveUp := time.NewTimer(handshakeWait)
@@ -235,12 +235,10 @@ func (s *server) freeze() (*migrate.Donor, error) {
 			return nil, err
 		}
 		donor := migrate.NewStackDonor(s.stack)
+		donor.AllowEmpty()
 		err := donor.Freeze()
-		switch {
-		case err == nil:
+		if err == nil {
 			return donor, nil
-		case errors.Is(err, migrate.ErrEnded): // there is nothing
-			return nil, nil
 		}
 		if !errors.Is(err, migrate.ErrHandshake) {
 			return nil, errors.Join(err, s.resume())
@@ -260,11 +258,8 @@ func (s *server) freeze() (*migrate.Donor, error) {
 }
 
 // thaw undoes freeze.
-func (s *server) thaw(donor *migrate.Donor) (err error) {
-	if donor != nil {
-		err = donor.Thaw()
-	}
-	return errors.Join(err, s.resume())
+func (s *server) thaw(donor *migrate.Donor) error {
+	return errors.Join(donor.Thaw(), s.resume())
 }
 
 // abandon frees everything without a word to anybody.

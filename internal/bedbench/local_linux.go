@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/distributed-servers/ds/handover"
 	"github.com/distributed-servers/ds/internal/netns/topology"
 	"github.com/distributed-servers/ds/migrate"
 	"github.com/distributed-servers/ds/stack"
@@ -28,8 +28,8 @@ import (
 // daemon, as for an upgrade of the program (examples/hotswap does it in full). Both
 // have the TUN, and one of them reads from it.
 //
-//	client's kernel TCP ── TUN ─┬─ worker a ──┐ UNIX socket: snapshot, imported,
-//	                            └─ worker b ──┘ commit with late packets
+//	client's kernel TCP ── TUN ─┬─ worker a ──┐ package handover
+//	                            └─ worker b ──┘
 
 var (
 	localServer = netip.MustParseAddr("fd00:9::1")
@@ -194,7 +194,7 @@ func LocalServe(ctx context.Context, number int, in io.Reader, out io.Writer) er
 		return err
 	}
 	file.Close()
-	l := &localServe{stack: s, name: byte('a' + number), peer: peer, r: bufio.NewReaderSize(peer, 1<<20)}
+	l := &localServe{stack: s, name: byte('a' + number), peer: handover.New(peer.(*net.UnixConn))}
 	listener, err := s.Listen("tcp", fmt.Sprintf(":%d", port))
 	if err != nil {
 		return err
@@ -242,8 +242,7 @@ func LocalServe(ctx context.Context, number int, in io.Reader, out io.Writer) er
 type localServe struct {
 	stack *stack.Stack
 	name  byte
-	peer  net.Conn
-	r     *bufio.Reader
+	peer  *handover.Conn
 
 	mu    sync.Mutex
 	conns []*stack.Conn
@@ -275,6 +274,10 @@ func (l *localServe) serve(c *stack.Conn, begins bool) {
 
 // give hands everything over.
 func (l *localServe) give() error {
+	h, err := handover.Prepare(l.peer, l.stack)
+	if err != nil {
+		return err
+	}
 	l.mu.Lock()
 	conns := l.conns
 	l.conns = nil
@@ -286,27 +289,10 @@ func (l *localServe) give() error {
 		return err
 	}
 	donor := migrate.NewStackDonor(l.stack)
-	err := donor.Freeze()
-	var snap []byte
-	if err == nil {
-		snap, err = donor.Export(nil)
-	}
-	if err == nil {
-		err = l.send(snap)
-	}
-	if err == nil {
-		_, err = l.receive() // imported
-	}
-	if err != nil {
+	if err := donor.Freeze(); err != nil {
 		return err
 	}
-	// From here on the other one has them.
-	late, err := donor.Discard(nil, 0)
-	if err != nil {
-		return err
-	}
-	commit := []byte{byte(len(late))}
-	if err := l.send(append([][]byte{commit}, late...)...); err != nil {
+	if err := h.Give(donor, nil); err != nil {
 		return err
 	}
 	for _, c := range conns {
@@ -317,28 +303,11 @@ func (l *localServe) give() error {
 
 // take takes everything over.
 func (l *localServe) take() error {
-	snap, err := l.receive()
+	t, err := handover.Receive(l.peer, l.stack)
 	if err != nil {
 		return err
 	}
-	target, err := migrate.Import(l.stack, snap)
-	if err != nil {
-		return err
-	}
-	if err := l.send(nil); err != nil {
-		return err
-	}
-	commit, err := l.receive()
-	if err != nil {
-		return err
-	}
-	late := make([][]byte, commit[0])
-	for i := range late {
-		if late[i], err = l.receive(); err != nil {
-			return err
-		}
-	}
-	conns, err := target.Activate(late...)
+	conns, err := t.Activate()
 	if err != nil {
 		return err
 	}
@@ -347,25 +316,8 @@ func (l *localServe) take() error {
 			l.serve(c, false)
 		}
 	}
-	return l.stack.Resume()
-}
-
-// send sends frames: their length in four octets, then they.
-func (l *localServe) send(frames ...[]byte) error {
-	var b []byte
-	for _, f := range frames {
-		b = append(binary.BigEndian.AppendUint32(b, uint32(len(f))), f...)
+	if err := l.stack.Resume(); err != nil {
+		return err
 	}
-	_, err := l.peer.Write(b)
-	return err
-}
-
-func (l *localServe) receive() ([]byte, error) {
-	var head [4]byte
-	if _, err := io.ReadFull(l.r, head[:]); err != nil {
-		return nil, err
-	}
-	b := make([]byte, binary.BigEndian.Uint32(head[:]))
-	_, err := io.ReadFull(l.r, b)
-	return b, err
+	return t.Confirm()
 }

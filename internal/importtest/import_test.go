@@ -61,6 +61,12 @@ var rules = []rule{
 		why:    "migrate moves one connection between two stacks: who decides that, and how packets are redirected, is not its concern",
 	},
 	{
+		from:   []string{"./handover"},
+		to:     []string{"./..."},
+		except: []string{"./migrate", "./stack", "./internal/sharedmem"},
+		why:    "handover is the way between two processes of a machine: what the connections are for is the application's concern",
+	},
+	{
 		from:   []string{"./mobility/..."},
 		to:     []string{"./stack/...", "./migrate/...", "./daemon/..."},
 		linked: true,
@@ -245,6 +251,9 @@ func TestBroken(t *testing.T) {
 		{"mobility knows no stack", graph{"./mobility": {"./stack"}},
 			"./mobility imports ./stack", "serves any stack"},
 		{"daemon on mobility", graph{"./daemon": {"./mobility", "./tun", "./daemon/api"}}, "", ""},
+		{"handover on migrate", graph{"./handover": {"./migrate", "./stack", "./internal/sharedmem"}}, "", ""},
+		{"handover knows no link", graph{"./handover": {"./tun"}},
+			"./handover imports ./tun", "the application's concern"},
 		{"daemon knows no migrate", graph{"./daemon/contact": {"./migrate"}},
 			"./daemon/contact imports ./migrate", "holds no connection"},
 		{"nor through another package", graph{

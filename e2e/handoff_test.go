@@ -74,10 +74,15 @@ func TestSessionsOnAHomeLink(t *testing.T) {
 	}
 }
 
-// Where the kernel does not forward what is in tunnels, the daemons do.
+// Where the kernel does not forward what is in tunnels, the daemons do; and so does a
+// client's with what comes and goes by a binding.
 func TestSessionsByDaemons(t *testing.T) {
-	if inside(t, everything...) {
-		sessions(t, setup{UserTunnels: true}, false)
+	for _, optimised := range []bool{false, true} {
+		t.Run(fmt.Sprintf("optimised=%t", optimised), func(t *testing.T) {
+			if inside(t, everything...) {
+				sessions(t, setup{UserSpace: true}, optimised)
+			}
+		})
 	}
 }
 

@@ -72,7 +72,7 @@ state = "state-h"
 refresh_advice = "4s"
 kernel_tunnels = %t
 %s
-%s`, HomeAddr, b.Servers[0].Addr.Masked(), !b.Setup.UserTunnels, link, &homes))
+%s`, HomeAddr, b.Servers[0].Addr.Masked(), !b.Setup.UserSpace, link, &homes))
 	for i, n := range b.Nodes {
 		if err != nil {
 			break
@@ -90,13 +90,13 @@ socket = "%[1]s.sock"
 state = "state-%[1]s"
 kernel_tunnels = %[5]t
 [node.peers]
-%[3]s%[4]s`, n.Name(), n.Addr, others, &servers, !b.Setup.UserTunnels))
+%[3]s%[4]s`, n.Name(), n.Addr, others, &servers, !b.Setup.UserSpace))
 	}
 	for _, c := range b.Clients {
 		if err != nil {
 			break
 		}
-		err = b.write(c.Name(), fmt.Sprintf("[correspondent]\nsocket = \"%[1]s.sock\"\nstate = \"state-%[1]s\"\n", c.Name()))
+		err = b.write(c.Name(), fmt.Sprintf("[correspondent]\nsocket = \"%[1]s.sock\"\nstate = \"state-%[1]s\"\nkernel_headers = %[2]t\n", c.Name(), !b.Setup.UserSpace))
 	}
 	return err
 }

@@ -31,7 +31,7 @@ type Setup struct {
 	Servers  int  // distributed servers; default 1
 	HomeLink bool // they are on the home agent's link, instead of routed to it
 
-	UserTunnels bool // kernel_tunnels = false
+	UserSpace bool // kernel_tunnels = false, kernel_headers = false
 
 	// Links are the clients', in both directions. Zero: pairs of interfaces.
 	Links impair.Settings

@@ -98,7 +98,7 @@ func (c *Cluster) bootLocked(d *daemon) {
 		Session:     api.SessionConfig{MTU: mtu, Queues: 1, TUN: "tun-" + d.name},
 		IdleTimeout: speed * time.Minute, StartGrace: speed * time.Second, PrepareTimeout: speed * 10 * time.Second,
 		HandoffTimeout: speed * 30 * time.Second, TakeoverTimeout: speed * 10 * time.Second, HandshakeGrace: speed * time.Minute,
-		ReportTime: speed * 5 * time.Second, AwayTime: speed * time.Minute,
+		ReportTime: speed * 5 * time.Second, AwayTime: speed * time.Minute, PassTime: speed * time.Second,
 	})
 	if err != nil {
 		panic(fmt.Sprintf("dstest: %s: %v", d.name, err)) // two nodes of one name, or none

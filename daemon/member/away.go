@@ -18,8 +18,8 @@ import (
 // out that nobody has them it is told afterwards.
 //
 // The daemon may end with its application. So a handoff is recorded, too, from Prepare
-// until a second after its end. That is not to be waited for: what is not recorded is
-// handed off all the same.
+// until a second or two after its end (Config.PassTime). That is not to be waited for: what
+// is not recorded is handed off all the same.
 
 // absence is a client that another member has got.
 type absence struct {
@@ -105,21 +105,33 @@ func (m *Member) setOwn(rec Record) {
 	}
 }
 
-// settling is the time until handoffs that have ended are forgotten, together.
+// settling is the time until handoffs that have ended for long enough are forgotten,
+// together.
 type settling struct{}
+
+// ended is a handoff that has.
+type ended struct {
+	id    uint64
+	until time.Duration // it is remembered
+}
 
 func (m *Member) forgetLater(id uint64) {
 	if len(m.over) == 0 {
-		m.timers.Set(settling{}, m.now+passingTime)
+		m.timers.Set(settling{}, m.now+m.cfg.PassTime)
 	}
-	m.over = append(m.over, id)
+	m.over = append(m.over, ended{id, m.now + m.cfg.PassTime})
 }
 
 func (m *Member) forgetOver() {
-	for _, id := range m.over {
-		m.forgetOwn(id)
+	n := 0
+	for n < len(m.over) && m.over[n].until <= m.now {
+		m.forgetOwn(m.over[n].id)
+		n++
 	}
-	m.over = m.over[:0]
+	m.over = slices.Delete(m.over, 0, n)
+	if len(m.over) > 0 {
+		m.timers.Set(settling{}, m.now+m.cfg.PassTime)
+	}
 }
 
 // restore takes up, after a start, what was recorded: of an application that has come

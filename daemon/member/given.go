@@ -36,7 +36,7 @@ func (m *Member) given(from string, o Owned) {
 // The application here sends after them what still comes, for much longer.
 type passing struct{}
 
-const passingTime = time.Second
+const passTime = time.Second // the default
 
 // pass is that a target has a client.
 func (m *Member) pass(h *handoff) {
@@ -47,7 +47,7 @@ func (m *Member) pass(h *handoff) {
 		m.passed(m.cfg.Name, o.Name, Owned{Client: h.c.addr, Epoch: o.Epoch}, false)
 	default:
 		if len(m.onward) == 0 {
-			m.timers.Set(passing{}, m.now+passingTime)
+			m.timers.Set(passing{}, m.now+m.cfg.PassTime)
 		}
 		m.onward[h.c.addr] = o
 	}

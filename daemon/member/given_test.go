@@ -15,7 +15,7 @@ func TestPassed(t *testing.T) {
 			w.fail("%v", a.Err)
 		}
 	}
-	w.run(2 * passingTime)
+	w.run(2 * passTime)
 	w.down("a", "c")
 	for i := range 2 {
 		if a := w.handOff(clientAddr(i), "c"); a.Err != nil {
@@ -24,13 +24,13 @@ func TestPassed(t *testing.T) {
 		w.expect("a", i, ack, "b")
 	}
 	w.members["c"].app.handOff(clientAddr(1), "b", 0)
-	w.run(passingTime / 2)
+	w.run(passTime / 2)
 	w.expect("a", 0, ack, "b") // it will be sent on
-	w.run(passingTime)
+	w.run(passTime)
 	w.expect("a", 0, ack, "c")
 	w.expect("a", 0, syn, "c")
 	w.expect("a", 1, ack, "b")
-	w.run(2 * passingTime)
+	w.run(2 * passTime)
 	w.expect("a", 1, ack, "b")
 	w.reconnected("a", "c")
 	w.run(time.Minute)

@@ -86,6 +86,11 @@ type Config struct {
 	// before it tries again to attach. Default 5 s.
 	ReportTime time.Duration
 
+	// PassTime is how long after a handoff its donor tells the contact of it, at most, and
+	// for how long it keeps what it has recorded, at least: by then others have heard
+	// where the client is. Default 1 s.
+	PassTime time.Duration
+
 	// AwayTime is for how long a client that was handed off is not answered by another
 	// application. Default 60 s, for which an application's stack sends on, too.
 	AwayTime time.Duration
@@ -307,7 +312,7 @@ type Member struct {
 	timers    deadline.Queue[any]   // of *handoff, *offer, *takeover, *job, *errand and others
 	records   records
 	donated   map[uint64]Record // of handoffs from this member (away.go)
-	over      []uint64          // those of them that have ended
+	over      []ended           // those of them that have, in order
 
 	absences  absences
 	takesAway bool // the application knows of them
@@ -350,7 +355,7 @@ func New(cfg Config) (*Member, error) {
 	}{
 		{&cfg.IdleTimeout, time.Minute}, {&cfg.StartGrace, time.Second}, {&cfg.PrepareTimeout, time.Second}, {&cfg.HandoffTimeout, 30 * time.Second},
 		{&cfg.TakeoverTimeout, 10 * time.Second}, {&cfg.HandshakeGrace, time.Minute},
-		{&cfg.ReportTime, reportTime}, {&cfg.AwayTime, awayTime},
+		{&cfg.ReportTime, reportTime}, {&cfg.AwayTime, awayTime}, {&cfg.PassTime, passTime},
 	} {
 		if *d.field < 0 {
 			return nil, errors.New("member: a timeout is negative")

@@ -231,10 +231,10 @@ func testAway(t *testing.T, daemon, apart bool, late time.Duration) {
 	}
 	// A daemon that was started anew has forgotten what was over a second before.
 	want := make(map[netip.Addr]netip.Addr)
-	if !daemon || late < passingTime {
+	if !daemon || late < passTime {
 		want[clientAddr(1)] = addrs["c"].CareOf
 	}
-	if !daemon || late < passingTime || apart {
+	if !daemon || late < passTime || apart {
 		want[c] = addrs["b"].CareOf
 	}
 	if !maps.Equal(told, want) {
@@ -249,6 +249,31 @@ func testAway(t *testing.T, daemon, apart bool, late time.Duration) {
 	w.run(2 * awayTime)
 	if away, left := a.m.awayNow(); len(away)+len(left) > 0 {
 		t.Error("still away:", away, left)
+	}
+}
+
+// What was recorded of a handoff is kept for a second, whenever others have ended.
+func TestAwayForASecond(t *testing.T) {
+	w := begin(t, 1, 2)
+	a := w.members["a"]
+	for i, to := range []string{"b", "c"} {
+		if answer := w.handOff(clientAddr(i), to); answer.Err != nil {
+			w.fail("%v", answer.Err)
+		}
+		w.run(passTime * 3 / 4)
+	}
+	w.lose(a.app)
+	a.app = nil
+	a.restart()
+	a.attach()
+	w.run(2 * sessionDelay)
+	if away := a.app.config.Away; len(away) != 1 || away[0].Client != clientAddr(1) {
+		t.Errorf("away is %v", away)
+	}
+	w.run(2 * time.Minute)
+	w.certain()
+	if len(a.m.donated) > 0 {
+		t.Errorf("still recorded: %v", a.m.donated)
 	}
 }
 

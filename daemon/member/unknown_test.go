@@ -274,7 +274,7 @@ func TestUnknownStartedAnew(t *testing.T) {
 			w.fail("%v", a.Err)
 		}
 	}
-	w.run(2 * passingTime)
+	w.run(2 * passTime)
 	b, c := w.members["b"], w.members["c"]
 	w.down("a", "b", "c")
 	w.down("b", "c")
@@ -305,7 +305,7 @@ func TestUnknownConnectedAgain(t *testing.T) {
 			w.fail("%v", a.Err)
 		}
 	}
-	w.run(2 * passingTime)
+	w.run(2 * passTime)
 	b := w.members["b"]
 	b.app.handOff(clientAddr(0), "c", 0)
 	for len(b.m.handoffs()) == 0 || b.m.handoffs()[0].stage < transferring {

@@ -379,10 +379,12 @@ func (n *Node) missLocked(a *arrival) {
 func (a *arrival) key() api.Missed { return api.Missed{Client: a.client, From: a.from} }
 
 // drop ends an arrival whose client is its donor's. Once it was offered the client may
-// have heard of this node: what it sends here is sent on.
+// have heard of this node: what it sends here is sent on. So it may when it is stranded,
+// for the offer may have been lost with the daemon.
 func (n *Node) drop(a *arrival) {
 	defer n.clients.settle(a.client, unchanged)
-	if !a.offered {
+	stranded := a.expire != nil
+	if !a.offered && !stranded {
 		a.target.Discard()
 		return
 	}
@@ -392,8 +394,8 @@ func (n *Node) drop(a *arrival) {
 		n.logger().Error("ds: a client goes back", "client", a.client, "error", err)
 	}
 	n.answerNew(n.stack, a.client)
-	if a.expire != nil {
-		return // stranded: that is old, and what it would begin begins anew
+	if stranded {
+		return // late is old, and what it would begin begins anew
 	}
 	for _, p := range late {
 		forward(p)

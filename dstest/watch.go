@@ -156,8 +156,12 @@ func (w *watch) resumed(node string, hello *api.Message) {
 			continue
 		}
 		delete(w.may, may)
-		if slices.Contains(hello.Resume, may.client) {
+		switch g := w.away[may.client]; {
+		case slices.Contains(hello.Resume, may.client):
 			w.holdLocked(node, may.client, "says that it has had it")
+		case g != nil && g.to == node && hello.Got(may.client, g.node): // all its connections have ended
+			w.holdLocked(node, may.client, "says that it has had it")
+			delete(w.holders, may.client)
 		}
 	}
 }

@@ -78,11 +78,28 @@ func (m *Member) returned(client netip.Addr) {
 	m.forgetOwn(a.id)
 }
 
-// stayed records that the target does not have it.
-func (m *Member) stayed(id uint64) {
-	if m.donated[id].State == Leaving {
-		m.forgetOwn(id)
+// stayed records that the target does not have it. If the application has ended, nobodys
+// does.
+func (m *Member) stayed(h *handoff) {
+	if m.donated[h.id].State == Leaving && !h.orphan {
+		m.forgetOwn(h.id)
 	}
+}
+
+// nobodys tells the application of a client of the one before that the target does not
+// have it. If the daemon ends before it hears that, the next one asks again, unless the
+// client is back by then.
+func (m *Member) nobodys(h *handoff) {
+	client := h.c.addr
+	if m.takesAway {
+		m.toApp(&api.Message{Kind: api.Nobodys, Client: client})
+	}
+	if c := m.clients[client]; c != nil && c.connections > 0 || m.absences.of[client].to != "" { // it has been since
+		m.forgetOwn(h.id)
+		return
+	}
+	m.absences.add(absence{client: client, until: m.now + m.cfg.AwayTime, id: h.id}, m.now)
+	m.forgetLater(h.id)
 }
 
 func (m *Member) forgetOwn(id uint64) {
@@ -134,9 +151,10 @@ func (m *Member) forgetOver() {
 	}
 }
 
-// restore takes up, after a start, what was recorded: of an application that has come
-// back, which is in doubt about some handoffs and knows about the others, or, without
-// hello, of one that has ended.
+// restore takes up, after a start, what was recorded. An application that has come back,
+// with its hello, is in doubt about some of these handoffs, and knows of others that the
+// client has stayed. The rest were of one that has ended. The one that has come back, if
+// any, may have been told that those clients are away, and is to hear if nobody has them.
 func (m *Member) restore(hello *api.Message) {
 	for _, rec := range m.ownRecords() {
 		h := &handoff{id: rec.ID, c: &client{addr: rec.Client, connections: 1}, to: rec.To, stage: transferring, orphan: true, old: true}
@@ -144,12 +162,14 @@ func (m *Member) restore(hello *api.Message) {
 		case rec.State == Left:
 			m.left(h)
 			m.pass(h)
-		case hello == nil:
+		case hello != nil && slices.ContainsFunc(hello.Doubts, func(d api.Doubt) bool { return d.Handoff == rec.ID }):
+		case hello != nil && slices.Contains(hello.Resume, rec.Client):
+			m.forgetOwn(rec.ID)
+		default:
+			h.inquiry = hello != nil
 			m.outgoing[h.id] = h
 			m.tellGiven(h)
 			m.query(h)
-		case !slices.ContainsFunc(hello.Doubts, func(d api.Doubt) bool { return d.Handoff == rec.ID }):
-			m.stayed(rec.ID)
 		}
 	}
 }

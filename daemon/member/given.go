@@ -15,6 +15,9 @@ import (
 // known to have come about: the client's packets are to come here, where they are
 // kept for the target.
 func (m *Member) tellGiven(h *handoff) {
+	if h.inquiry {
+		return
+	}
 	o := Owned{Client: h.c.addr, Epoch: h.c.epoch}
 	if m.IsContact() {
 		m.given(m.cfg.Name, o)

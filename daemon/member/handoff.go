@@ -29,6 +29,7 @@ type handoff struct {
 	grant   node.Grant   // as given away
 	orphan  bool         // the application has ended: nobody waits for the end
 	old     bool         // and so has the daemon: restored
+	inquiry bool         // for an application that was started since, and had come back: nobody else needs to know
 	done    *api.Message // what it is told
 }
 
@@ -231,16 +232,17 @@ func (m *Member) done(h *handoff, msg *Message) {
 		return
 	}
 	m.end(h)
-	if h.orphan && m.takesAway {
-		m.toApp(&api.Message{Kind: api.Nobodys, Client: addr})
+	if h.orphan {
+		defer m.nobodys(h)
 	}
-	if h.old { // nothing is left of it here
-		m.absences.add(absence{client: addr, until: m.now + m.cfg.AwayTime}, m.now)
+	switch {
+	case h.inquiry:
+		return
+	case h.orphan && m.clients[addr] != nil: // it has connected anew
+		return
+	case h.old: // nothing is left of it here
 		m.tellGone(h.c)
 		return
-	}
-	if h.orphan && m.clients[addr] != nil {
-		return // it has connected anew
 	}
 	c := &client{addr: addr, epoch: h.c.later(2), since: m.now, connections: h.c.connections}
 	m.enter(c)
@@ -284,7 +286,7 @@ func (m *Member) fail(h *handoff, err error) {
 // end forgets a handoff.
 func (m *Member) end(h *handoff) {
 	m.timers.Remove(h)
-	m.stayed(h.id)
+	m.stayed(h)
 	delete(m.outgoing, h.id)
 	if m.bySession[h.session] == h {
 		delete(m.bySession, h.session)

@@ -154,6 +154,9 @@ func (m *Member) lose(c *client) {
 func (m *Member) own(addr netip.Addr, connections int, epoch uint64) {
 	c := m.clients[addr]
 	if c != nil {
+		if c.connections == 0 {
+			m.returned(addr)
+		}
 		c.connections = max(1, connections)
 		m.idle.Remove(c)
 		return

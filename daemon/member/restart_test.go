@@ -252,6 +252,122 @@ func testAway(t *testing.T, daemon, apart bool, late time.Duration) {
 	}
 }
 
+// An application is started anew with its daemon, while a handoff from it is in doubt, of
+// which it knows no more than that the client is away. The daemon is started anew once
+// more, and again when it has cleared that up, and does so all the same: the target has the
+// client, or nobody has. Or the client is back meanwhile, and the contact is not told
+// otherwise.
+func TestAwayInDoubt(t *testing.T) {
+	for _, tt := range []struct{ owner, end string }{{"c", "c"}, {"", ""}, {"", "b"}} {
+		t.Run(fmt.Sprintf("%q then %q", tt.owner, tt.end), func(t *testing.T) {
+			w := begin(t, 1, 1)
+			c := clientAddr(0)
+			donor := w.members["b"]
+			if answer := w.handOff(c, "b"); answer.Err != nil {
+				w.fail("%v", answer.Err)
+			}
+			donor.app.handOff(c, "c", 0)
+			for len(donor.m.handoffs()) == 0 || donor.m.handoffs()[0].stage != transferring || w.owner(c) != tt.owner {
+				w.run(10 * time.Microsecond)
+			}
+			w.disconnect("b", "c", time.Minute)
+			w.lose(donor.app)
+			donor.app = nil
+			donor.restart()
+			donor.attach()
+			w.run(2 * sessionDelay)
+			if _, away := donor.app.left[c]; !away {
+				t.Fatal("it is not away")
+			}
+			back := tt.owner != tt.end
+			if back {
+				donor.app.live[c] = true
+				delete(donor.app.left, c)
+				donor.step(App{&api.Message{Kind: api.Owned, Client: c, Connections: 1}})
+			} else {
+				donor.restart()
+			}
+			w.run(2 * time.Second)
+			w.connect("b", "c")
+			for len(donor.m.outgoing) > 0 {
+				w.run(10 * time.Microsecond)
+			}
+			if !back {
+				donor.restart()
+				donor.app.detached() // before it hears of that
+				w.after(w.delay(), donor.attach)
+			}
+			w.run(3 * time.Second)
+			if _, away := donor.app.left[c]; away != (tt.owner != "") {
+				t.Errorf("away is %t", away)
+			}
+			to := tt.end
+			if to == "" {
+				to = "a" // which may answer
+			}
+			w.expect("a", 0, ack, to)
+			if left := donor.m.Unsettled() + w.members["c"].m.Unsettled(); left > 0 {
+				t.Errorf("%d are not settled", left)
+			}
+			w.certain()
+		})
+	}
+}
+
+// That nobody has a client is not said of a later handoff: it has connected anew since, here
+// or elsewhere and come here, and gone on, before application and daemon end once more.
+func TestAwayElsewhere(t *testing.T) {
+	for _, daemon := range []bool{false, true} { // ends the first time, too
+		w := begin(t, 1, 1)
+		c := clientAddr(0)
+		a, donor := w.members["a"], w.members["b"]
+		anew := func(daemon bool) {
+			w.lose(donor.app)
+			donor.app = nil
+			if daemon {
+				donor.restart()
+			} else {
+				donor.step(AppGone{Lost: true})
+			}
+			donor.attach()
+		}
+		move := func(from *host, to string) {
+			from.app.handOff(c, to, 0)
+			for w.owner(c) != to || len(from.m.outgoing) > 0 {
+				w.run(10 * time.Microsecond)
+			}
+		}
+		move(a, "b")
+		w.members["c"].app.fails = "not today"
+		donor.app.handOff(c, "c", 0)
+		for len(donor.m.handoffs()) == 0 || donor.m.handoffs()[0].stage != transferring {
+			w.run(10 * time.Microsecond)
+		}
+		anew(daemon)
+		for donor.m.awaiting || len(donor.m.outgoing) > 0 {
+			w.run(10 * time.Microsecond)
+		}
+		w.members["c"].app.fails = ""
+		begins := donor
+		if daemon {
+			begins = a
+		}
+		begins.app.live[c] = true
+		begins.step(App{&api.Message{Kind: api.Owned, Client: c, Connections: 1}})
+		if daemon {
+			move(a, "b")
+		}
+		move(donor, "c")
+		anew(true)
+		w.run(time.Second)
+		if left := donor.app.left[c]; left.to != "c" {
+			t.Errorf("daemon %t: sent on to %q", daemon, left.to)
+		}
+		w.run(3 * time.Second)
+		w.certain()
+	}
+}
+
 // What was recorded of a handoff is kept for a second, whenever others have ended.
 func TestAwayForASecond(t *testing.T) {
 	w := begin(t, 1, 2)

@@ -14,20 +14,19 @@ import (
 // its route a binding has half of its effect: what is sent to the mobile node
 // goes by way of the home agent.
 func (r *Role) changed(c correspondent.Change) {
-	log := r.log.With("home", c.Home, "address", c.Local)
 	if !c.CareOf.IsValid() {
-		log.Info("binding is gone")
+		r.log.Info("binding is gone", "home", c.Home, "address", c.Local)
 		r.events.Publish(api.Event{Kind: api.EventUnbound, Server: c.Home, Client: c.Local})
 		if err := r.routes.unbound(c.Local, c.Home); err != nil {
-			log.Error("route stays", "error", err)
+			r.log.Error("route stays", "home", c.Home, "address", c.Local, "error", err)
 		}
 		return
 	}
 	r.counts.bindings++
-	log.Debug("binding", "care_of", c.CareOf)
+	r.log.Debug("binding", "home", c.Home, "address", c.Local, "care_of", c.CareOf)
 	r.events.Publish(api.Event{Kind: api.EventBound, Server: c.Home, Client: c.Local, Detail: c.CareOf.String()})
 	if err := r.routes.bound(c.Local, c.Home, c.CareOf, c.Until-time.Since(r.start)); err != nil {
-		log.Error("no route; packets take the way of the home agent", "error", err)
+		r.log.Error("no route; packets take the way of the home agent", "home", c.Home, "address", c.Local, "error", err)
 	}
 }
 

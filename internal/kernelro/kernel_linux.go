@@ -171,17 +171,15 @@ func load(spec *ebpf.ProgramSpec) (*ebpf.Program, error) {
 	return prog, nil
 }
 
-func keyOf(local, home netip.Addr) (k [keySize]byte) {
+func keyOf(local, home netip.Addr) []byte {
 	l, h := local.As16(), home.As16()
-	copy(k[:], l[:])
-	copy(k[16:], h[:])
-	return k
+	return append(append(make([]byte, 0, keySize), l[:]...), h[:]...)
 }
 
 // Bind makes a binding between an address of this host and a home address, or changes
 // it; then it has not been used.
 func (k *Kernel) Bind(local, home netip.Addr, b Binding) error {
-	var v [valueSize]byte
+	v := make([]byte, valueSize)
 	careOf := b.CareOf.As16()
 	copy(v[valueCareOf:], careOf[:])
 	binary.NativeEndian.PutUint64(v[valueUntil:], uint64(b.Until))
@@ -197,8 +195,8 @@ func (k *Kernel) Bind(local, home netip.Addr, b Binding) error {
 // path. When it was used is known as before.
 func (k *Kernel) Reroute(local, home netip.Addr, out, mtu int) error {
 	key := keyOf(local, home)
-	var v [valueSize]byte
-	err := k.tables.bindings.Lookup(key, &v)
+	v := make([]byte, valueSize)
+	err := k.tables.bindings.Lookup(key, v)
 	if err == nil {
 		binary.NativeEndian.PutUint32(v[valueOut:], uint32(out))
 		binary.NativeEndian.PutUint32(v[valueMTU:], uint32(mtu))
@@ -222,8 +220,8 @@ func (k *Kernel) Unbind(local, home netip.Addr) error {
 // Used is when a packet last went by way of a binding, on the clock of [Now]; ok is
 // false if none has since Bind.
 func (k *Kernel) Used(local, home netip.Addr) (at time.Duration, ok bool) {
-	var v [valueSize]byte
-	if k.tables.bindings.Lookup(keyOf(local, home), &v) != nil {
+	v := make([]byte, valueSize)
+	if k.tables.bindings.Lookup(keyOf(local, home), v) != nil {
 		return 0, false
 	}
 	at = time.Duration(binary.NativeEndian.Uint64(v[valueUsed:]))

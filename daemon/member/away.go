@@ -59,13 +59,18 @@ func (m *Member) leaving(h *handoff) {
 	m.recordOwn(Record{From: m.cfg.Name, ID: h.id, Client: h.c.addr, To: h.to, State: Leaving})
 }
 
-// left records that the target has the client.
+// left records that the target has the client, unless that has been back here since: then
+// the target may have said so late, and it can be anywhere.
 func (m *Member) left(h *handoff) {
-	if m.clients[h.c.addr] == nil { // and it has not come back
-		m.absences.add(absence{h.c.addr, h.to, m.now + m.cfg.AwayTime, h.id}, m.now)
+	client := h.c.addr
+	if a, away := m.absences.of[client]; m.clients[client] != nil || away && a.id != h.id {
+		m.forgetOwn(h.id)
+		return
 	}
-	m.recordOwn(Record{From: m.cfg.Name, ID: h.id, Client: h.c.addr, To: h.to, State: Left})
+	m.absences.add(absence{client, h.to, m.now + m.cfg.AwayTime, h.id}, m.now)
+	m.recordOwn(Record{From: m.cfg.Name, ID: h.id, Client: client, To: h.to, State: Left})
 	m.forgetLater(h.id)
+	m.pass(h)
 }
 
 // returned records that a client has come back, from whomever.
@@ -161,7 +166,6 @@ func (m *Member) restore(hello *api.Message) {
 		switch {
 		case rec.State == Left:
 			m.left(h)
-			m.pass(h)
 		case hello != nil && slices.ContainsFunc(hello.Doubts, func(d api.Doubt) bool { return d.Handoff == rec.ID }):
 		case hello != nil && slices.Contains(hello.Resume, rec.Client):
 			m.forgetOwn(rec.ID)

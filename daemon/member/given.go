@@ -45,7 +45,6 @@ const passTime = time.Second // the default
 func (m *Member) pass(h *handoff) {
 	o := Owner{Name: h.to, Epoch: h.c.later(1)}
 	switch {
-	case m.clients[h.c.addr] != nil: // it has come back
 	case m.IsContact():
 		m.passed(m.cfg.Name, o.Name, Owned{Client: h.c.addr, Epoch: o.Epoch}, false)
 	default:

@@ -218,7 +218,6 @@ func (m *Member) done(h *handoff, msg *Message) {
 	if msg.Error == "" {
 		m.timers.Remove(h)
 		m.left(h)
-		m.pass(h)
 		m.event(api.EventHandedOff, addr, h.to, "")
 		if h.orphan {
 			m.settle(h)

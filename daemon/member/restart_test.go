@@ -368,6 +368,49 @@ func TestAwayElsewhere(t *testing.T) {
 	}
 }
 
+// A target says late that it has had a client, which has been back here since, and gone on:
+// that does not count when the application ends.
+func TestAwayLate(t *testing.T) {
+	w := begin(t, 1, 1)
+	c := clientAddr(0)
+	donor := w.members["b"]
+	move := func(from, to string) {
+		a := w.members[from].app
+		a.handOff(c, to, 0)
+		for w.owner(c) != to {
+			w.run(10 * time.Microsecond)
+		}
+	}
+	move("a", "b")
+	w.run(time.Second)
+	move("b", "c")
+	w.disconnect("b", "c", time.Minute)
+	w.run(10 * time.Millisecond)
+	move("c", "a")
+	w.run(10 * time.Millisecond)
+	move("a", "b")
+	w.run(10 * time.Millisecond)
+	move("b", "a")
+	w.run(10 * time.Millisecond)
+	if len(donor.m.outgoing) != 1 {
+		t.Fatalf("%d handoffs are under way", len(donor.m.outgoing))
+	}
+	w.reconnected("b", "c")
+	if len(donor.m.donated) != 1 {
+		t.Errorf("remembered are %v", donor.m.donated)
+	}
+	w.lose(donor.app)
+	donor.app = nil
+	donor.step(AppGone{Lost: true})
+	donor.attach()
+	w.run(time.Second)
+	if left := donor.app.left[c]; left.to != "a" {
+		t.Errorf("sent on to %q", left.to)
+	}
+	w.run(3 * time.Second)
+	w.certain()
+}
+
 // What was recorded of a handoff is kept for a second, whenever others have ended.
 func TestAwayForASecond(t *testing.T) {
 	w := begin(t, 1, 2)

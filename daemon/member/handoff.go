@@ -220,7 +220,7 @@ func (m *Member) done(h *handoff, msg *Message) {
 		m.left(h)
 		m.event(api.EventHandedOff, addr, h.to, "")
 		if h.orphan {
-			m.settle(h)
+			m.endOrphan(h)
 			return
 		}
 		h.stage = told
@@ -270,6 +270,17 @@ func (m *Member) done(h *handoff, msg *Message) {
 func (m *Member) settle(h *handoff) {
 	m.toPeer(h.to, &Message{Kind: Settled, ID: h.id})
 	m.end(h)
+}
+
+// endOrphan ends a handoff that has come about, and whose application counts as ended. It
+// may have stopped only, and come back in doubt: the target is to remember until another
+// is attached (asDonor).
+func (m *Member) endOrphan(h *handoff) {
+	if m.attached {
+		m.settle(h)
+	} else {
+		m.end(h)
+	}
 }
 
 // fail ends a handoff before Transfer. The application hears of it with the
@@ -348,7 +359,7 @@ func (m *Member) abandonHandoffs(lost bool) {
 			m.toPeer(h.to, &Message{Kind: Abort, ID: h.id})
 			m.end(h)
 		case lost && h.stage == told:
-			m.settle(h)
+			m.endOrphan(h)
 		case lost: // the next application may use the ID for another
 			h.orphan = true
 			delete(m.bySession, h.session)

@@ -411,6 +411,40 @@ func TestAwayLate(t *testing.T) {
 	w.certain()
 }
 
+// An application counts as ended because it does not read, when it has given a client away,
+// before or after its daemon has heard that the target has it. It goes on after all, and
+// comes back, with the client in doubt: that is the target's.
+func TestAwayStopped(t *testing.T) {
+	for _, apart := range []bool{false, true} {
+		w := begin(t, 1, 1)
+		c := clientAddr(0)
+		a := w.members["a"]
+		a.restart() // or the daemon would refuse it
+		w.run(time.Second)
+		a.app.handOff(c, "b", 0)
+		a.app.hangs = api.Done
+		for w.owner(c) != "b" {
+			w.run(10 * time.Microsecond)
+		}
+		if apart {
+			w.disconnect("a", "b", time.Second)
+		}
+		w.run(100 * time.Millisecond)
+		a.step(AppGone{Lost: true})
+		w.run(5 * time.Second)
+		a.app.hangs, a.app.unread = 0, nil
+		a.app.detached()
+		a.attach()
+		w.run(time.Second)
+		w.oneOwner()
+		if owner := w.owner(c); owner != "b" || len(a.app.moving) > 0 {
+			t.Errorf("%q has it, and %d handoffs are in doubt", owner, len(a.app.moving))
+		}
+		w.run(time.Minute)
+		w.certain()
+	}
+}
+
 // What was recorded of a handoff is kept for a second, whenever others have ended.
 func TestAwayForASecond(t *testing.T) {
 	w := begin(t, 1, 2)

@@ -31,9 +31,8 @@
 // with its message sent is not missed: the target has all it needs.
 //
 // The message is one, so that the target is woken once while nobody serves. The rehearsal
-// before it shows whether the target can take the connections while they are served, and
-// has both processes run what they are about to run, at a speed several times as high
-// then: for that the connections stand still for a moment.
+// before it shows whether the target can take the connections while they still are
+// served, but for the moment in which they are frozen to be described.
 //
 // What the peers send while nobody serves waits in the link's queue, which both processes
 // have, and is read by whoever goes on.

@@ -89,6 +89,9 @@ func New(cfg config.Correspondent, log *slog.Logger) (_ *Role, err error) {
 	if r.sender, err = rawip.NewSender(); err != nil {
 		return nil, err
 	}
+	if err := r.sender.BySource(); err != nil {
+		return nil, err
+	}
 	// The routes have the MTUs that count.
 	r.dev, err = tun.Open(tun.Config{Name: "dscn%d", MTU: tun.MaxPacket, Offload: true, Alias: "dsco correspondent"})
 	if err != nil {

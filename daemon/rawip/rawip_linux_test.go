@@ -7,8 +7,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/distributed-servers/ds/daemon/rawip"
 	"github.com/distributed-servers/ds/internal/netns/netnstest"
@@ -112,6 +116,48 @@ func next(t *testing.T, tn *rawip.Tunnel) [][]byte {
 		}
 		if len(got) > 0 {
 			return got
+		}
+	}
+}
+
+// Rules that look at the source apply to a sender that is told so, and to no other;
+// packets are the same.
+func TestBySource(t *testing.T) {
+	if !netnstest.Run(t) {
+		return
+	}
+	a, b := two(t)
+	on(t, a, func() error {
+		r := netlink.NewRule()
+		r.Family, r.Priority, r.Type = netlink.FAMILY_V6, 100, unix.FR_ACT_PROHIBIT
+		r.Src = &net.IPNet{IP: other.AsSlice(), Mask: net.CIDRMask(128, 128)}
+		return netlink.RuleAdd(r)
+	})
+	tn := tunnel(t, b, addrB)
+	for _, bySource := range []bool{false, true} {
+		s := sender(t, a)
+		if bySource {
+			if err := s.BySource(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		stranger := netip.MustParseAddr("2001:db8::2")
+		want := [][]byte{outer(other, addrB, inner(10)), outer(stranger, addrB, inner(20)), outer(addrA, addrB, inner(30))}
+		s.Send(want...)
+		if bySource {
+			want = want[1:]
+		}
+		if denied := s.Stats().Denied; denied > 0 != bySource || denied > 1 {
+			t.Errorf("by source: %t: %d were denied", bySource, denied)
+		}
+		var got [][]byte
+		for len(got) < len(want) {
+			for _, p := range next(t, tn) {
+				got = append(got, bytes.Clone(p))
+			}
+		}
+		if !slices.EqualFunc(got, want, bytes.Equal) {
+			t.Errorf("by source: %t: got\n%x, want\n%x", bySource, got, want)
 		}
 	}
 }

@@ -127,6 +127,40 @@ func TestDiskFull(t *testing.T) {
 	w.certain()
 }
 
+// A donor that cannot record that the target has the client asks again after a start. The
+// target remembers, and the donor's application goes on sending on what still comes to it;
+// until there is room.
+func TestDonorsDiskFull(t *testing.T) {
+	w := begin(t, 1, 1)
+	c := clientAddr(0)
+	a, b := w.members["a"], w.members["b"]
+	a.app.handOff(c, "b", 0)
+	for a.m.outgoing[a.m.lastID] == nil {
+		w.run(10 * time.Microsecond)
+	}
+	a.disk = func([]Record) (int, string) { return 0, noRoom }
+	for range 2 {
+		w.run(100 * time.Millisecond)
+		if w.owner(c) != "b" || len(a.m.outgoing) > 0 {
+			w.fail("%q has it, under way are %v", w.owner(c), a.m.outgoing)
+		}
+		a.restart()
+		w.run(100 * time.Millisecond)
+		if left := a.app.left[c]; left.to != "b" {
+			w.fail("sent on to %q", left.to)
+		}
+		w.disconnect("a", "b", time.Millisecond)
+		w.run(100 * time.Millisecond) // b has reminded a
+	}
+	if len(b.m.records.of) != 1 {
+		w.fail("b remembers %v", b.m.records.of)
+	}
+	a.room()
+	w.run(time.Minute)
+	w.settled()
+	w.certain()
+}
+
 // An application that ends, and one whose donor asks, in the very step in which
 // the client is to be taken: it has not been. One that has taken it has.
 func TestEndsWhileTaken(t *testing.T) {

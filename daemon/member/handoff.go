@@ -186,7 +186,7 @@ func (m *Member) asDonor(from string, msg *Message) {
 	if h == nil && msg.Kind == Done && msg.Error == "" && m.attached {
 		// The application, which has told its doubts, has none about this one. What
 		// said so was lost.
-		m.toPeer(from, &Message{Kind: Settled, ID: msg.ID})
+		m.release(from, msg.ID)
 	}
 	if h == nil || h.to != from {
 		return
@@ -268,8 +268,20 @@ func (m *Member) done(h *handoff, msg *Message) {
 // settle ends a handoff that nobody here will ask about any more: the target may
 // forget it.
 func (m *Member) settle(h *handoff) {
-	m.toPeer(h.to, &Message{Kind: Settled, ID: h.id})
+	m.release(h.to, h.id)
 	m.end(h)
+}
+
+// release tells the target of a handoff that has come about to forget it: once what this
+// member has recorded of it is kept, or it would ask again after a start, and believe that
+// nobody has the client.
+func (m *Member) release(to string, id uint64) {
+	msg := &Message{Kind: Settled, ID: id}
+	if m.noRecords != "" || len(m.out.Record) > 0 {
+		m.releases = append(m.releases, ToPeer{to, msg})
+		return
+	}
+	m.toPeer(to, msg)
 }
 
 // endOrphan ends a handoff that has come about, and whose application counts as ended. It

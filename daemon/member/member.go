@@ -318,6 +318,7 @@ type Member struct {
 	takesAway bool // the application knows of them
 	words     words
 	waiting   []*offer // for what was recorded of them to be kept
+	releases  []ToPeer // Settled that wait for that, too
 	noRecords string   // why it could not be
 
 	draining   bool // this member takes no clients

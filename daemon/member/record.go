@@ -124,9 +124,16 @@ type Recorded struct{ Why string }
 
 func (Recorded) input() {}
 
-// recorded takes the clients that were to be recorded first, or refuses them.
+// recorded takes the clients that were to be recorded first, or refuses them; and tells
+// targets of those that were given away.
 func (m *Member) recorded(why string) {
 	m.noRecords = why
+	if why == "" {
+		for _, r := range m.releases {
+			m.toPeer(r.To, r.Message)
+		}
+		m.releases = nil
+	}
 	waiting := m.waiting
 	m.waiting = nil
 	for _, o := range waiting {

@@ -51,15 +51,19 @@ func (k *kernel) packets() (out, in uint64) {
 	return k.Packets()
 }
 
-// bind is told of a binding that was made or has changed.
-func (k *kernel) bind(local, home, careOf netip.Addr, p path, lifetime time.Duration) error {
+// bind is told of a binding that was made or has changed. One for which the kernel has no
+// room is this process's to treat, and what the kernel knew of it before is wrong now.
+func (k *kernel) bind(local, home, careOf netip.Addr, p path, lifetime time.Duration) {
 	if k == nil {
-		return nil
+		return
 	}
 	k.attachIn(p.out)
-	return k.Bind(local, home, kernelro.Binding{
+	err := k.Bind(local, home, kernelro.Binding{
 		CareOf: careOf, Out: p.out.Attrs().Index, MTU: p.mtu + correspondent.Overhead, Until: kernelro.Now() + lifetime,
 	})
+	if err != nil {
+		k.log.Warn("the kernel does not treat packets of a binding", "error", errors.Join(err, k.Unbind(local, home)))
+	}
 }
 
 // reroute is told of another path, or the same.

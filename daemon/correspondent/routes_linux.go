@@ -76,7 +76,6 @@ func newRoutes(name string, withKernel bool, maxBindings int, log *slog.Logger) 
 		}
 	}
 	err = watchPaths(r.index, r.done, func() {
-
 		if err := r.refresh(); err != nil {
 			log.Warn("path to a care-of address", "error", err)
 		}
@@ -95,9 +94,7 @@ func (r *routes) bound(local, home, careOf netip.Addr, lifetime time.Duration) e
 	if err != nil {
 		return errors.Join(fmt.Errorf("path to care-of address %v: %w", careOf, err), r.kernel.unbind(local, home))
 	}
-	if err := r.kernel.bind(local, home, careOf, p, lifetime); err != nil {
-		return err
-	}
+	r.kernel.bind(local, home, careOf, p, lifetime)
 	h := r.homes[home]
 	fresh := h == nil
 	if fresh {

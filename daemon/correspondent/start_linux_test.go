@@ -16,9 +16,11 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/distributed-servers/ds/daemon/config"
+	"github.com/distributed-servers/ds/internal/kernelro"
 	"github.com/distributed-servers/ds/internal/netns/netnstest"
 	"github.com/distributed-servers/ds/internal/probe"
 	"github.com/distributed-servers/ds/mobility/wire"
+	"github.com/distributed-servers/ds/tun"
 )
 
 // What cannot work is told, and leaves nothing behind.
@@ -105,6 +107,44 @@ func TestLocals(t *testing.T) {
 	defer l.Close()
 	if !l.has(old) || l.has(fresh) {
 		t.Error("not those that were named")
+	}
+}
+
+// A binding for which the kernel's table has no room has its route all the same.
+func TestKernelFull(t *testing.T) {
+	if !netnstest.Run(t) {
+		return
+	}
+	probe.Skip(t, probe.TUN, probe.BPF)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	lo, err := netlink.LinkByName("lo")
+	must(err)
+	must(netlink.AddrAdd(lo, &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP("2001:db8:1::1"), Mask: net.CIDRMask(64, 128)}}))
+	dev, err := tun.Open(tun.Config{Name: "dscn%d", MTU: tun.MaxPacket})
+	must(err)
+	defer dev.Close()
+	r, err := newRoutes(dev.Name(), true, 1, slog.New(slog.DiscardHandler))
+	must(err)
+	defer r.Close()
+	if r.kernel == nil {
+		t.Fatal("the kernel has no part in it")
+	}
+	local, careOf := netip.MustParseAddr("2001:db8:1::1"), netip.MustParseAddr("2001:db8:1::1")
+	for _, home := range []string{"2001:db8:4::1", "2001:db8:4::2"} {
+		home := netip.MustParseAddr(home)
+		must(r.bound(local, home, careOf, time.Minute))
+		found, err := netlink.RouteGet(home.AsSlice())
+		if err != nil || len(found) != 1 || found[0].LinkIndex != r.index {
+			t.Errorf("%v: %v, %v", home, found, err)
+		}
+	}
+	if r.kernel.Bind(local, netip.MustParseAddr("2001:db8:4::2"), kernelro.Binding{CareOf: careOf}) == nil {
+		t.Error("there was room")
 	}
 }
 

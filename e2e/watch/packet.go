@@ -107,14 +107,18 @@ func homeAddress(options []byte) netip.Addr {
 			options = options[1:]
 			continue
 		}
-		if len(options) < 2 || len(options) < 2+int(options[1]) {
+		if len(options) < 2 {
 			break
 		}
-		body := options[2 : 2+options[1]]
+		size := 2 + int(options[1])
+		if len(options) < size {
+			break
+		}
+		body := options[2:size]
 		if options[0] == optHomeAddress && len(body) == 16 {
 			return address(body)
 		}
-		options = options[2+options[1]:]
+		options = options[size:]
 	}
 	return netip.Addr{}
 }

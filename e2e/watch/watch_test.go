@@ -88,6 +88,7 @@ func TestDecode(t *testing.T) {
 
 func FuzzDecode(f *testing.F) {
 	f.Add(fromCareOf(nodeA, tcp(server, client, ACK, 1, 2, 3)), 0)
+	f.Add(ipv6(nodeA, nodeB, protoDest, append([]byte{protoTCP, 32, optHomeAddress + 1, 255}, make([]byte, 260)...)), 0) // the longest option
 	f.Add(ipv6(nodeA, nodeB, protoIPv6, toCareOf(nodeB, tcp(client, server, SYN, 1, 2, 3))), 1000)
 	f.Fuzz(func(t *testing.T, p []byte, more int) {
 		pkt, ok := Decode(p, len(p)+max(more, 0)%1_000_000)

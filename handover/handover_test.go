@@ -34,12 +34,11 @@ const mtu = 1500
 
 // world is a client on a link that two processes have, of which one reads it:
 //
-//	client ──── queue ──┬── node 0 ──┐
-//	                    └── node 1 ──┘ socket
+//	client ─────┬── node 0 ──┐
+//	            └── node 1 ──┘ socket
 type world struct {
 	t      *testing.T
-	queue  chan []byte
-	end    *tuntest.End // the client's
+	link   *tuntest.End // the processes'
 	client *stack.Stack
 	nodes  [2]*node
 	owner  int          // which of them serves
@@ -55,88 +54,19 @@ type node struct {
 	sent     func(p []byte) // called with what it sends
 }
 
-// view is what a process has of the link: the queue is common to both, the read deadline
-// its own.
-type view struct {
-	w    *world
-	n    *node
-	mu   sync.Mutex
-	stop chan struct{} // closed when the deadline has passed
-	shut bool
-}
-
-func (v *view) Read(b []byte) (int, error) {
-	v.mu.Lock()
-	stop, shut := v.stop, v.shut
-	v.mu.Unlock()
-	if shut {
-		return 0, os.ErrClosed
-	}
-	select {
-	case <-stop:
-		return 0, os.ErrDeadlineExceeded
-	default:
-	}
-	select {
-	case <-stop:
-		return 0, os.ErrDeadlineExceeded
-	case p := <-v.w.queue:
-		return copy(b, p), nil
-	}
-}
-
-func (v *view) Write(b []byte) (int, error) {
-	if v.n.sent != nil {
-		v.n.sent(b)
-	}
-	v.w.end.Deliver(bytes.Clone(b))
-	return len(b), nil
-}
-
-func (v *view) interrupt() {
-	select {
-	case <-v.stop:
-	default:
-		close(v.stop)
-	}
-}
-
-func (v *view) SetReadDeadline(t time.Time) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if t.IsZero() {
-		v.stop = make(chan struct{})
-	} else {
-		v.interrupt()
-	}
-	return nil
-}
-
-func (v *view) Close() error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.shut = true
-	v.interrupt()
-	return nil
-}
-
-func (v *view) Name() string { return "view" }
-func (v *view) MTU() int     { return mtu }
-
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, queue: make(chan []byte, tuntest.DefaultQueue)}
-	w.end = tuntest.NewEnd("client", mtu, func(p []byte) {
+	w := &world{t: t}
+	end, link := tuntest.Pair(mtu)
+	end.Out = func(p []byte) {
 		if p[40+13]&0x2 != 0 {
 			w.syns.Add(1)
 		}
-		select {
-		case w.queue <- p:
-		default:
-		}
-	})
+		link.Deliver(p)
+	}
+	w.link = link
 	var err error
-	if w.client, err = stack.New(stack.Config{Device: w.end, Addrs: []netip.Addr{clientAddr}}); err != nil {
+	if w.client, err = stack.New(stack.Config{Device: end, Addrs: []netip.Addr{clientAddr}}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.client.Close() })
@@ -145,9 +75,15 @@ func newWorld(t *testing.T) *world {
 		n := &node{raw: socks[i], conn: New(socks[i])}
 		w.nodes[i] = n
 		t.Cleanup(func() { n.conn.Close() })
-		v := &view{w: w, n: n, stop: make(chan struct{})}
-		v.SetReadDeadline(time.Unix(1, 0))
-		if n.Stack, err = stack.New(stack.Config{Device: v, Addrs: []netip.Addr{serverAddr}}); err != nil {
+		dev := link.Dup()
+		dev.Out = func(p []byte) {
+			if n.sent != nil {
+				n.sent(p)
+			}
+			end.Deliver(p)
+		}
+		dev.SetReadDeadline(time.Unix(1, 0))
+		if n.Stack, err = stack.New(stack.Config{Device: dev, Addrs: []netip.Addr{serverAddr}}); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { n.Close() })
@@ -171,6 +107,17 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	return w
+}
+
+// packet is the next that the client sends, when no process reads.
+func (w *world) packet() []byte {
+	w.t.Helper()
+	p := make([]byte, mtu)
+	n, err := w.link.Read(p)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return p[:n]
 }
 
 // echo has no state of its own between its calls: what it has read it puts back into the
@@ -395,7 +342,7 @@ func TestLate(t *testing.T) {
 	w.syns.Store(0)
 	w.move(func() {
 		go func() { defer close(dialled); c = w.dial() }()
-		w.nodes[0].Arrive(<-w.queue)
+		w.nodes[0].Arrive(w.packet())
 	}, nil)
 	<-dialled
 	w.say(c, "hello")
@@ -625,21 +572,16 @@ func TestRehearsalInAHandshake(t *testing.T) {
 	if err := w.nodes[0].Pause(); err != nil {
 		t.Fatal(err)
 	}
-	syn := make(chan []byte, 1)
-	go func() {
-		for p := range w.queue {
-			if p[40+13]&0x2 != 0 {
-				syn <- p
-				return
-			}
-		}
-	}()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go w.client.DialContext(ctx, "tcp", netip.AddrPortFrom(serverAddr, 80).String())
 	answered := make(chan struct{}, 16)
 	w.nodes[0].sent = func([]byte) { answered <- struct{}{} }
-	w.nodes[0].Inject(<-syn)
+	syn := w.packet()
+	for syn[40+13]&0x2 == 0 {
+		syn = w.packet()
+	}
+	w.nodes[0].Inject(syn)
 	<-answered
 	if snap, err := rehearsal(w.nodes[0].Stack); err != nil || snap != nil {
 		t.Errorf("in a handshake: %d octets, %v", len(snap), err)

@@ -65,111 +65,46 @@ var (
 // world is a client and a server on an in-memory link that one server after
 // another serves:
 //
-//	client ──── queue ──┬── view of one server
-//	                    └── view of its successor
+//	client ─────┬── view of one server
+//	            └── view of its successor
 type world struct {
 	t      *testing.T
-	queue  chan []byte
-	end    *tuntest.End // the client's
+	link   *tuntest.End // the servers'
 	client *stack.Stack
 	modeOf func() mode
 	name   string
-	file   *os.File // stands for the TUN's descriptor
+	file   *os.File
 	server *server
 	over   chan struct{}       // closed when the predecessor's handOver has returned
 	lost   func(p []byte) bool // of what the client sends; nil: nothing
 }
 
-// view is what a process has of a link: the queue is common to all, the read
-// deadline its own.
+// view is what a process has of the link.
 type view struct {
-	w    *world
-	mu   sync.Mutex
-	stop chan struct{} // closed when the deadline has passed
-	shut bool
+	*tuntest.End
+	file *os.File // stands for the TUN's descriptor
 }
 
-func (v *view) Read(b []byte) (int, error) {
-	v.mu.Lock()
-	stop, shut := v.stop, v.shut
-	v.mu.Unlock()
-	if shut {
-		return 0, os.ErrClosed
-	}
-	select {
-	case <-stop:
-		return 0, os.ErrDeadlineExceeded
-	default:
-	}
-	select {
-	case <-stop:
-		return 0, os.ErrDeadlineExceeded
-	case p := <-v.w.queue:
-		return copy(b, p), nil
-	}
-}
+func (v view) Files() []*os.File { return []*os.File{v.file} }
 
-func (v *view) Write(b []byte) (int, error) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.shut {
-		return 0, os.ErrClosed
-	}
-	v.w.end.Deliver(bytes.Clone(b))
-	return len(b), nil
-}
-
-func (v *view) interrupt() {
-	select {
-	case <-v.stop:
-	default:
-		close(v.stop)
-	}
-}
-
-func (v *view) SetReadDeadline(t time.Time) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if t.IsZero() {
-		v.stop = make(chan struct{})
-	} else {
-		v.interrupt()
-	}
-	return nil
-}
-
-func (v *view) Close() error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.shut = true
-	v.interrupt()
-	return nil
-}
-
-func (v *view) Name() string      { return "view" }
-func (v *view) MTU() int          { return 1500 }
-func (v *view) Files() []*os.File { return []*os.File{v.w.file} }
-
-func (w *world) view() *view { return &view{w: w, stop: make(chan struct{})} }
+func (w *world) view() view { return view{w.link.Dup(), w.file} }
 
 func newWorld(t *testing.T, name string, modeOf func() mode) *world {
 	t.Helper()
-	w := &world{t: t, queue: make(chan []byte, tuntest.DefaultQueue), name: name, modeOf: modeOf}
-	w.end = tuntest.NewEnd("client", 1500, func(p []byte) {
-		if w.lost != nil && w.lost(p) {
-			return
+	w := &world{t: t, name: name, modeOf: modeOf}
+	end, link := tuntest.Pair(1500)
+	end.Out = func(p []byte) {
+		if w.lost == nil || !w.lost(p) {
+			link.Deliver(p)
 		}
-		select {
-		case w.queue <- p:
-		default:
-		}
-	})
+	}
+	w.link = link
 	var err error
 	if w.file, err = os.Open(os.DevNull); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.file.Close() })
-	if w.client, err = stack.New(stack.Config{Device: w.end, Addrs: []netip.Addr{clientAddr}}); err != nil {
+	if w.client, err = stack.New(stack.Config{Device: end, Addrs: []netip.Addr{clientAddr}}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.client.Close() })

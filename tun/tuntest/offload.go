@@ -32,16 +32,16 @@ type OffloadEnd struct {
 
 	name string
 	mtu  int
-	in   []queue
+	in   []*reader
 }
 
 var _ tun.OffloadDevice = (*OffloadEnd)(nil)
 
 // NewOffloadEnd returns an end whose writes go to out.
 func NewOffloadEnd(name string, mtu, queues int, out func(queue int, p Packet)) *OffloadEnd {
-	e := &OffloadEnd{Out: out, name: name, mtu: mtu, in: make([]queue, queues)}
+	e := &OffloadEnd{Out: out, name: name, mtu: mtu, in: make([]*reader, queues)}
 	for i := range e.in {
-		e.in[i].init()
+		e.in[i] = newReader()
 	}
 	return e
 }

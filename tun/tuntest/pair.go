@@ -30,15 +30,19 @@ type End struct {
 
 	name string
 	mtu  int
-	in   queue
+	in   *reader
 }
 
 // NewEnd returns an end whose writes go to out.
 func NewEnd(name string, mtu int, out func(p []byte)) *End {
-	e := &End{Out: out, name: name, mtu: mtu}
-	e.in.init()
-	return e
+	return &End{Out: out, name: name, mtu: mtu, in: newReader()}
 }
+
+// Dup returns e as another process has it that was passed the descriptor of a
+// TUN: each packet is read by the first of them that reads, the read deadline
+// and Close are its own, and what it writes goes to its own Out, at first that
+// of e. Packets wait as long as one of them is open.
+func (e *End) Dup() *End { return &End{Out: e.Out, name: e.name, mtu: e.mtu, in: e.in.dup()} }
 
 // Deliver queues p, which it keeps, for Read. It never blocks: when
 // [DefaultQueue] packets wait, or after Close, it drops p.
@@ -73,7 +77,7 @@ func (e *End) Name() string { return e.name }
 // MTU implements [tun.Device].
 func (e *End) MTU() int { return e.mtu }
 
-// Close implements [tun.Device]. Packets still queued are dropped.
+// Close implements [tun.Device]. Packets still queued are dropped, unless a [End.Dup] is open.
 func (e *End) Close() error {
 	e.in.close()
 	return nil

@@ -14,24 +14,44 @@ type Packet struct {
 	Offload tun.Offload
 }
 
-// queue keeps packets for a reader.
+// queue keeps packets for its readers: each packet is for the first that comes.
 type queue struct {
-	mu       sync.Mutex
-	packets  []Packet // a ring would save little: appended, popped from head
-	head     int
-	closed   bool
-	deadline time.Time
-	timer    *time.Timer
-	wake     sync.Cond
-	drops    uint64
+	mu      sync.Mutex
+	packets []Packet // a ring would save little: appended, popped from head
+	head    int
+	open    int // readers; with none it drops
+	wake    sync.Cond
+	drops   uint64
 }
 
-func (q *queue) init() { q.wake.L = &q.mu }
+// reader reads a queue until its own deadline or close.
+type reader struct {
+	*queue
+	closed   bool // as the other fields, under the queue's lock
+	deadline time.Time
+	timer    *time.Timer
+}
+
+func newReader() *reader {
+	q := &queue{open: 1}
+	q.wake.L = &q.mu
+	return &reader{queue: q}
+}
+
+// dup returns another reader of the queue.
+func (r *reader) dup() *reader {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.closed {
+		r.open++
+	}
+	return &reader{queue: r.queue, closed: r.closed}
+}
 
 func (q *queue) push(p Packet) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closed || len(q.packets)-q.head >= DefaultQueue {
+	if q.open == 0 || len(q.packets)-q.head >= DefaultQueue {
 		q.drops++
 		return
 	}
@@ -41,49 +61,49 @@ func (q *queue) push(p Packet) {
 		q.packets, q.head = q.packets[:n], 0
 	}
 	q.packets = append(q.packets, p)
-	q.wake.Signal()
+	q.wake.Broadcast()
 }
 
 // pop returns the next packet, or without wait the zero Packet if there is none.
-func (q *queue) pop(wait bool) (Packet, error) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
+func (r *reader) pop(wait bool) (Packet, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for {
 		switch {
-		case q.closed:
+		case r.closed:
 			return Packet{}, os.ErrClosed
-		case !q.deadline.IsZero() && !time.Now().Before(q.deadline):
+		case !r.deadline.IsZero() && !time.Now().Before(r.deadline):
 			return Packet{}, os.ErrDeadlineExceeded
-		case q.head < len(q.packets):
-			p := q.packets[q.head]
-			q.packets[q.head] = Packet{}
-			q.head++
-			if q.head == len(q.packets) {
-				q.packets, q.head = q.packets[:0], 0
+		case r.head < len(r.packets):
+			p := r.packets[r.head]
+			r.packets[r.head] = Packet{}
+			r.head++
+			if r.head == len(r.packets) {
+				r.packets, r.head = r.packets[:0], 0
 			}
 			return p, nil
 		case !wait:
 			return Packet{}, nil
 		}
-		q.wake.Wait()
+		r.wake.Wait()
 	}
 }
 
-func (q *queue) setDeadline(t time.Time) error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.closed {
+func (r *reader) setDeadline(t time.Time) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
 		return os.ErrClosed
 	}
-	if q.timer != nil {
-		q.timer.Stop()
-		q.timer = nil
+	if r.timer != nil {
+		r.timer.Stop()
+		r.timer = nil
 	}
-	q.deadline = t
+	r.deadline = t
 	if !t.IsZero() {
-		q.timer = time.AfterFunc(time.Until(t), q.wakeAll)
+		r.timer = time.AfterFunc(time.Until(t), r.wakeAll)
 	}
-	q.wake.Broadcast()
+	r.wake.Broadcast()
 	return nil
 }
 
@@ -99,22 +119,24 @@ func (q *queue) dropped() uint64 {
 	return q.drops
 }
 
-func (q *queue) isClosed() bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.closed
+func (r *reader) isClosed() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.closed
 }
 
-func (q *queue) close() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.closed {
+func (r *reader) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
 		return
 	}
-	q.closed = true
-	q.packets, q.head = nil, 0
-	if q.timer != nil {
-		q.timer.Stop()
+	r.closed = true
+	if r.open--; r.open == 0 {
+		r.packets, r.head = nil, 0
 	}
-	q.wake.Broadcast()
+	if r.timer != nil {
+		r.timer.Stop()
+	}
+	r.wake.Broadcast()
 }

@@ -22,8 +22,8 @@ func statusCommand() *cobra.Command {
 		Long: `Show what the daemon on this machine is, and how it is doing.
 
 Of a node: its distributed servers and the daemons of the other nodes. Of a home
-agent: its home addresses. Of a correspondent: its bindings. With --json there
-are counters, too.`,
+agent: its home addresses. Of a correspondent: its bindings, and how many packets
+went by way of them. Counters that are 0 are shown with --json only.`,
 		Example: "  ds status\n  ds status --json | jq .counters\n  ds status --socket " + api.HomeAgentSocket,
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -78,19 +78,19 @@ func statusTable(w *tabwriter.Writer, st *api.Status) {
 			row(w, b.Home, b.CareOf, b.Sequence, until(b.Expires))
 		}
 	}
-	if faults := faultsOf(st.Counters); len(faults) > 0 {
+	if counted := countersOf(st); len(counted) > 0 {
 		fmt.Fprintln(w)
 		row(w, "COUNTED", "")
-		for _, name := range faults {
+		for _, name := range counted {
 			row(w, name, st.Counters[name])
 		}
 	}
 }
 
-// faultsOf are the counters that are not 0.
-func faultsOf(counters map[string]uint64) []string {
-	names := slices.Sorted(maps.Keys(counters))
-	return slices.DeleteFunc(names, func(name string) bool { return counters[name] == 0 })
+// countersOf are the names of those that are not 0.
+func countersOf(st *api.Status) []string {
+	names := slices.Sorted(maps.Keys(st.Counters))
+	return slices.DeleteFunc(names, func(name string) bool { return st.Counters[name] == 0 })
 }
 
 func application(a *api.Application) string {

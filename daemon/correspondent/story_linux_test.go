@@ -159,6 +159,9 @@ func (w *world) direct() (out, in uint64) {
 	if kernel := *w.cfg.KernelHeaders; kernel != (n["kernel_headers"] == 1) || by > 0 && !kernel || by == 0 && kernel && out+in > 0 {
 		w.Errorf("kernel_headers = %t, and %v", kernel, n)
 	}
+	if out < n["kernel_out_packets"] || in < n["kernel_in_packets"] {
+		w.Errorf("the totals are without the kernel's: %v", n)
+	}
 	return out, in
 }
 

@@ -64,7 +64,8 @@ func TestStragglerAnew(t *testing.T) {
 
 // A client that has left, and whose connections have ended with application and daemon
 // where it was, connects anew. It comes to the contact, which knows of nobody that has it,
-// and whose application does not send it where the client went.
+// and whose application does not send it where the client went, nor what it begins later, by
+// way of another contact.
 func TestNewAgain(t *testing.T) {
 	t.Cleanup(ds.SetNewTime(0))
 	w := newWorld(t, nil, "a", "b")
@@ -82,8 +83,15 @@ func TestNewAgain(t *testing.T) {
 		clients, err := w.nodes["a"].Clients(t.Context())
 		owned = err != nil || len(clients) > 0 || w.cluster.Settled() != nil
 	}
-	w.dial(client1).ping(t)
+	again := w.dial(client1)
+	again.ping(t)
 	w.awaitOwner(client1, "a")
+	w.cluster.First("b") // which sends it to where the client is
+	w.dial(client1).ping(t)
+	again.ping(t)
+	if r, err := w.nodes["a"].handoff(client1, "b"); err != nil || r.Connections != 2 {
+		t.Errorf("%v, %v", r, err)
+	}
 	w.noFaults()
 }
 

@@ -553,6 +553,7 @@ func (s *Stack) list(c *Conn) {
 	s.clients[c.tuple.Remote.Addr()] = c
 	c.listed = true
 	s.mu.Unlock()
+	s.link.filter.returned(c.tuple.Remote.Addr())
 	c.hup.Init(c, waiter.EventHUp)
 	c.wq.EventRegister(&c.hup)
 	c.NotifyEvent(waiter.EventHUp) // it may have ended before

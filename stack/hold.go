@@ -29,7 +29,8 @@ const packetOverhead = 64
 //	   └───────── Release ─────┴── grace over, or ──┘
 //	                               Hold again
 //
-// A client that has moved may begin new connections here: AnswerNew.
+// A client that has moved may begin new connections here: AnswerNew. It has come back with
+// the first of them, while its others may live where it went.
 type filter struct {
 	limit int // octets a hold keeps each way
 
@@ -78,6 +79,7 @@ type Hold struct {
 	copied  int                 // how many of the inbound packets kept it has taken
 	forward func(p []byte)
 	here    func() bool // once it forwards: new connections live here. nil: they do not
+	back    bool        // and there was one
 	expire  tcpip.Timer
 	in, out packetQueue
 	// displaced are the moved filters that gave way, until it is clear that
@@ -400,7 +402,9 @@ func (h *Hold) Forward(forward func(p []byte), grace time.Duration) (late [][]by
 // AnswerNew has connections live here that a client begins which has moved, if here says
 // so and what begins them has not come from a peer or by a binding: from a node that
 // knows where the client is, and sends it here. The client's moved filter is then about
-// what does not live here. Here is called on the reading goroutine, with locks of the
+// what does not live here. With the first connection the client is back: whatever it
+// begins lives here, and what a peer sends is not sent on, for that knows the client to be
+// here, and might send it back. Here is called on the reading goroutine, with locks of the
 // stack held: it must not block, nor call the stack. AnswerNew is for the Forward of the
 // client's Hold, until that ends; without one it does nothing.
 func (s *Stack) AnswerNew(client netip.Addr, here func() bool) {
@@ -414,10 +418,36 @@ func (s *Stack) AnswerNew(client netip.Addr, here func() bool) {
 	}
 }
 
+// returned is that a client has a connection here.
+func (f *filter) returned(client netip.Addr) {
+	if f.n.Load() == 0 {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	h := f.clients[client]
+	if h == nil {
+		return
+	}
+	for _, o := range append(h.displaced, h) {
+		o.mu.Lock()
+		o.back = o.here != nil
+		o.mu.Unlock()
+	}
+}
+
 // answers tells whether an inbound packet of connections that have moved is of one that
-// lives here, or begins one that is to. here is h's.
-func (h *Hold) answers(a arrived, here func() bool) bool {
-	return here != nil && (h.link.serves(a.p) || !a.late && !a.direct && begins(a.p) && here())
+// lives here, or begins one that is to, or is for nobody else. here and back are of h.
+func (h *Hold) answers(a arrived, here func() bool, back bool) bool {
+	switch {
+	case here == nil:
+		return false
+	case h.link.serves(a.p):
+		return true
+	case back:
+		return a.late || begins(a.p)
+	}
+	return !a.late && !a.direct && begins(a.p) && here()
 }
 
 // stop ends a moved filter whose grace is over.
@@ -459,9 +489,9 @@ func (f *filter) forwarder(p []byte) func(p []byte) {
 		return nil
 	}
 	h.mu.Lock()
-	forward, here := h.forward, h.here
+	forward, here, back := h.forward, h.here, h.back
 	h.mu.Unlock()
-	if here != nil && h.link.serves(p) {
+	if here != nil && (h.link.serves(p) || back && begins(p)) {
 		return nil
 	}
 	return forward
@@ -476,7 +506,7 @@ func (f *filter) inbound(a arrived) (taken bool, forward func(p []byte)) {
 		return false, nil
 	}
 	h.mu.Lock()
-	done, forward, here := h.done, h.forward, h.here
+	done, forward, here, back := h.done, h.forward, h.here, h.back
 	if !done && forward == nil {
 		a.each(func(p []byte) {
 			if h.in.push(p, f.limit) {
@@ -485,7 +515,7 @@ func (f *filter) inbound(a arrived) (taken bool, forward func(p []byte)) {
 		})
 	}
 	h.mu.Unlock()
-	if done || h.answers(a, here) {
+	if done || h.answers(a, here, back) {
 		return false, nil
 	}
 	return true, forward

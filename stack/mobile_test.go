@@ -480,13 +480,24 @@ func TestAnswerNew(t *testing.T) {
 	c, s := connect(t, w.client.Stack, w.nodes[0].Stack, server6)
 	here = false
 	pingPong(t, c, s)
-	check("not here any more", tunnel(homeAgent, first(3)), true)
-	pingPong(t, c, s)
 	check("of a connection that is not here", tunnel(homeAgent, data(4)), true)
 	again, err := w.nodes[0].HoldClient(client6)
-	mustHold(t, again, err).Undo()
+	again = mustHold(t, again, err)
+	d.arrive(tunnel(homeAgent, first(5)))
+	d.settle(t)
+	before := forwarded.Load()
+	again.Undo()
+	if forwarded.Load() != before {
+		t.Error("begun while it was held: it was sent on")
+	}
 	pingPong(t, c, s)
 	check("held meanwhile", tunnel(homeAgent, data(4)), true)
+	c.Close()
+	s.Close()
+	check("from Via when it is back", tunnel(homeAgent, first(6)), false)
+	check("from a peer when it is back", tunnel(careOf[1], first(7)), false)
+	check("by a binding when it is back", routing2(first(8), careOf[0]), false)
+	check("from a peer, of a connection that is not here", tunnel(careOf[1], data(9)), false)
 }
 
 // TestMobileDial: the server's own connections have the same limits.

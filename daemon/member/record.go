@@ -209,7 +209,8 @@ func (m *Member) recall(hello *api.Message) {
 
 const neverHad = "the application never had it"
 
-// doubt takes up a handoff of which the application has not heard the end.
+// doubt takes up a handoff of which the application has not heard the end. What was recorded
+// of it may have been forgotten, if the daemon before had given it up.
 func (m *Member) doubt(d api.Doubt) {
 	h := m.outgoing[d.Handoff]
 	if h != nil && (h.to != d.To || h.c.addr != d.Client) {
@@ -218,6 +219,7 @@ func (m *Member) doubt(d api.Doubt) {
 	if h == nil {
 		h = &handoff{id: d.Handoff, c: &client{addr: d.Client, connections: 1}, to: d.To, stage: transferring}
 		m.outgoing[h.id] = h
+		m.leaving(h)
 		m.tellGiven(h)
 		m.query(h)
 	}

@@ -314,6 +314,52 @@ func TestAwayInDoubt(t *testing.T) {
 	}
 }
 
+// An application has given a client away when its daemon had given the handoff up, ends
+// before it hears of that, and the daemon before and after. The application that comes next
+// is told that the client is away, and in the end that it is not: the daemon has recorded the
+// doubt.
+func TestAwayInDoubtAnew(t *testing.T) {
+	w := begin(t, 1, 1)
+	c := clientAddr(0)
+	donor := w.members["b"]
+	if answer := w.handOff(c, "b"); answer.Err != nil {
+		w.fail("%v", answer.Err)
+	}
+	donor.app.handOff(c, "c", 0)
+	for !donor.app.frozen[c] {
+		w.run(10 * time.Microsecond)
+	}
+	w.disconnect("b", "c", time.Minute)
+	donor.step(PeerDown{"c"})
+	if len(donor.m.outgoing) != 0 {
+		t.Fatal("it is under way")
+	}
+	donor.restart()
+	for len(donor.m.outgoing) == 0 {
+		w.run(10 * time.Microsecond)
+	}
+	w.lose(donor.app)
+	donor.app = nil
+	donor.step(AppGone{Lost: true})
+	donor.attach()
+	w.run(2 * sessionDelay)
+	if _, away := donor.app.left[c]; !away {
+		t.Fatal("it is not away")
+	}
+	w.connect("b", "c")
+	for len(donor.m.outgoing) > 0 {
+		w.run(10 * time.Microsecond)
+	}
+	donor.restart()
+	donor.app.detached() // before it hears of that
+	w.after(w.delay(), donor.attach)
+	w.run(3 * time.Second)
+	if _, away := donor.app.left[c]; away {
+		t.Error("nobody has it, and it is away")
+	}
+	w.certain()
+}
+
 // That nobody has a client is not said of a later handoff: it has connected anew since, here
 // or elsewhere and come here, and gone on, before application and daemon end once more.
 func TestAwayElsewhere(t *testing.T) {

@@ -396,7 +396,7 @@ inline hello(n, before) {
 		if
 #ifndef NO_DOUBTS
 		:: from[h] == n && to[h] != n && moving[n] == h && phase[n] == transferring && out[h] == none ->
-			out[h] = transferring;
+			out[h] = transferring; donated[h] = 1;
 			sendPeer(n, to[h], Query, h, 0)
 #endif
 		:: to[h] == n && from[h] != n && record[h] == taken && incoming[n] != h ->

@@ -2,8 +2,10 @@ package ds_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -88,4 +90,60 @@ func TestAwayInVain(t *testing.T) {
 	again := w.dial(client1)
 	again.ping(t)
 	w.noFaults()
+}
+
+// A client's connections have ended with its application, which was giving it away, over
+// which the connection between the daemons was lost. It connects anew, which the application
+// that comes next sends on to the target, as all that the client sends. So the target has it,
+// and keeps it when its daemon tells that of what was given away nobody has anything.
+func TestAwayAndAnew(t *testing.T) {
+	for _, optimise := range []bool{false, true} {
+		t.Run(fmt.Sprintf("optimised %t", optimise), func(t *testing.T) {
+			lost := make(chan struct{})
+			var once sync.Once
+			w := newWorld(t, func(c *dstest.Cluster) {
+				c.Optimise = optimise
+				c.Between = func(from, _, kind string) error {
+					if from == "b" && kind == "transfer" {
+						once.Do(func() { c.SetApart("b", "c", true); close(lost) })
+					}
+					return nil
+				}
+			}, "a", "b", "c")
+			s := w.dial(client1)
+			s.ping(t)
+			if _, err := w.nodes["a"].handoff(client1, "b"); err != nil {
+				t.Fatal(err)
+			}
+			before := w.nodes["b"]
+			ended := make(chan struct{})
+			go func() { before.handoff(client1, "c"); close(ended) }()
+			<-lost
+			w.cluster.End("b", false)
+			w.start("b")
+			before.stop()
+			<-ended
+			again := w.dial(client1)
+			again.ping(t)
+			w.awaitOwner(client1, "c")
+			if optimise {
+				w.awaitBound(client1, "c")
+			}
+			for owner := ""; owner != "c"; runtime.Gosched() { // as far as the contact knows
+				clients, err := w.nodes["a"].Clients(t.Context())
+				if err != nil || len(clients) != 1 {
+					t.Fatal(clients, err)
+				}
+				owner = clients[0].Owner
+			}
+			w.cluster.SetApart("b", "c", false)
+			for w.cluster.Settled() != nil {
+				runtime.Gosched()
+			}
+			again.ping(t)
+			w.awaitOwner(client1, "c")
+			again.ping(t)
+			w.noFaults()
+		})
+	}
 }

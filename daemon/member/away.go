@@ -91,20 +91,35 @@ func (m *Member) stayed(h *handoff) {
 	}
 }
 
-// nobodys tells the application of a client of the one before that the target does not
-// have it. If the daemon ends before it hears that, the next one asks again, unless the
-// client is back by then.
-func (m *Member) nobodys(h *handoff) {
+// nobodys is that the target does not have a client of an application that has ended: its
+// connections are nobody's. The application that is attached now is told. If the daemon
+// ends before it hears that, the next one asks again, unless the client is back by then. It
+// may have connected anew, here or where others sent it: who has it is not to lose it.
+func (m *Member) nobodys(h *handoff, why string) {
 	client := h.c.addr
 	if m.takesAway {
 		m.toApp(&api.Message{Kind: api.Nobodys, Client: client})
 	}
-	if c := m.clients[client]; c != nil && c.connections > 0 || m.absences.of[client].to != "" { // it has been since
+	if m.clients[client] != nil || m.absences.of[client].to != "" || m.gives(client) { // it has been here since
 		m.forgetOwn(h.id)
 		return
 	}
+	if !h.inquiry {
+		m.event(api.EventGone, client, h.to, "its application has ended, and it is not there: "+why)
+		m.tellGone(h.c)
+	}
 	m.absences.add(absence{client: client, until: m.now + m.cfg.AwayTime, id: h.id}, m.now)
 	m.forgetLater(h.id)
+}
+
+// gives tells whether a client has been given away and not yet heard of.
+func (m *Member) gives(client netip.Addr) bool {
+	for _, h := range m.outgoing {
+		if h.c.addr == client && h.stage == transferring {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *Member) forgetOwn(id uint64) {
@@ -162,7 +177,7 @@ func (m *Member) forgetOver() {
 // any, may have been told that those clients are away, and is to hear if nobody has them.
 func (m *Member) restore(hello *api.Message) {
 	for _, rec := range m.ownRecords() {
-		h := &handoff{id: rec.ID, c: &client{addr: rec.Client, connections: 1}, to: rec.To, stage: transferring, orphan: true, old: true}
+		h := &handoff{id: rec.ID, c: &client{addr: rec.Client, connections: 1}, to: rec.To, stage: transferring, orphan: true}
 		switch {
 		case rec.State == Left:
 			m.left(h)

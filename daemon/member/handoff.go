@@ -28,7 +28,6 @@ type handoff struct {
 	stage   stage
 	grant   node.Grant   // as given away
 	orphan  bool         // the application has ended: nobody waits for the end
-	old     bool         // and so has the daemon: restored
 	inquiry bool         // for an application that was started since, and had come back: nobody else needs to know
 	done    *api.Message // what it is told
 }
@@ -232,22 +231,11 @@ func (m *Member) done(h *handoff, msg *Message) {
 	}
 	m.end(h)
 	if h.orphan {
-		defer m.nobodys(h)
-	}
-	switch {
-	case h.inquiry:
-		return
-	case h.orphan && m.clients[addr] != nil: // it has connected anew
-		return
-	case h.old: // nothing is left of it here
-		m.tellGone(h.c)
+		m.nobodys(h, msg.Error)
 		return
 	}
 	c := &client{addr: addr, epoch: h.c.later(2), since: m.now, connections: h.c.connections}
 	m.enter(c)
-	if h.orphan {
-		m.lose(c)
-	}
 	m.event(api.EventHandoffFailed, addr, h.to, msg.Error)
 	m.tellContact(c)
 	if h.c.relayed {
@@ -260,9 +248,7 @@ func (m *Member) done(h *handoff, msg *Message) {
 			m.toApp(&api.Message{Kind: api.Unbound, Client: addr})
 		}
 	}
-	if !h.orphan {
-		m.toApp(&api.Message{Kind: api.Done, ID: h.session, Error: fmt.Sprintf("node %s: %s", h.to, msg.Error)})
-	}
+	m.toApp(&api.Message{Kind: api.Done, ID: h.session, Error: fmt.Sprintf("node %s: %s", h.to, msg.Error)})
 }
 
 // settle ends a handoff that nobody here will ask about any more: the target may

@@ -223,7 +223,7 @@ func (m *Member) doubt(d api.Doubt) {
 		m.tellGiven(h)
 		m.query(h)
 	}
-	h.session, h.orphan, h.old = d.ID, false, false
+	h.session, h.orphan = d.ID, false
 	m.bySession[h.session] = h
 	if h.stage == told {
 		m.toApp(h.done)

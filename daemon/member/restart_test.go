@@ -414,6 +414,50 @@ func TestAwayElsewhere(t *testing.T) {
 	}
 }
 
+// That nobody has a client is not said of the next handoff of it either, which is under way:
+// the contact sends here what is to go on to where that leads.
+func TestAwayAgain(t *testing.T) {
+	w := begin(t, 1, 1)
+	c := clientAddr(0)
+	a, donor := w.members["a"], w.members["b"]
+	if answer := w.handOff(c, "b"); answer.Err != nil {
+		w.fail("%v", answer.Err)
+	}
+	donor.app.handOff(c, "c", 0)
+	for !donor.app.frozen[c] {
+		w.run(10 * time.Microsecond)
+	}
+	w.disconnect("b", "c", time.Minute)
+	w.lose(donor.app)
+	donor.app = nil
+	donor.restart()
+	donor.attach()
+	w.run(time.Second)
+	a.app.live[c] = true
+	a.step(App{&api.Message{Kind: api.Owned, Client: c, Connections: 1}})
+	if answer := w.handOff(c, "b"); answer.Err != nil {
+		w.fail("%v", answer.Err)
+	}
+	a.app.hangs = api.Offer
+	donor.app.handOff(c, "a", 0)
+	for !donor.app.frozen[c] {
+		w.run(10 * time.Microsecond)
+	}
+	w.run(10 * time.Millisecond)
+	if len(donor.m.outgoing) != 2 {
+		t.Fatalf("%d handoffs are under way", len(donor.m.outgoing))
+	}
+	w.reconnected("b", "c")
+	if len(donor.m.outgoing) != 1 {
+		t.Fatalf("%d handoffs are under way", len(donor.m.outgoing))
+	}
+	w.expect("a", 0, ack, "b")
+	a.app.goOn()
+	w.run(3 * time.Second)
+	w.expect("a", 0, ack, "a")
+	w.certain()
+}
+
 // A target says late that it has had a client, which has been back here since, and gone on:
 // that does not count when the application ends.
 func TestAwayLate(t *testing.T) {

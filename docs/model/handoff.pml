@@ -102,7 +102,6 @@ bit owns[N];			/* Member.clients has the client */
 bit idle[N];			/* whose connections are lost */
 mtype:stage out[H+1];		/* Member.outgoing, at the donor */
 bit orphan[H+1];		/* whose application has ended */
-bit old[H+1];			/* and so has its daemon */
 bit donated[H+1];		/* recorded by the donor; outlives the daemon */
 byte incoming[N];		/* Member.incoming, at the target: the handoff */
 mtype:offer stage[N];		/* and how far it is */
@@ -370,7 +369,7 @@ inline retire(n) {
 
 /* restore takes up what was recorded by a daemon that has ended with its application. */
 inline restore(n) {
-	out[h] = transferring; orphan[h] = 1; old[h] = 1;
+	out[h] = transferring; orphan[h] = 1;
 	sendPeer(n, to[h], Query, h, 0)
 }
 
@@ -549,20 +548,17 @@ inline fail(n, id) {
 inline done(n) {
 	donated[h] = 0;
 	if
-	:: e && old[h] -> out[h] = none /* nothing is left of it here */
-	:: e && !old[h] ->
+	:: e && orphan[h] -> out[h] = none /* nothing is left of it */
+	:: e && !orphan[h] ->
 		out[h] = none;
-		owns[n] = 1; idle[n] = orphan[h];
+		owns[n] = 1; idle[n] = 0;
 #ifdef SAME_EPOCH
 		epoch[n] = epochThere[h];
 #else
 		epoch[n] = (epochThere[h] -> epochThere[h] + 1 : 0);
 #endif
 		tellContact(n);
-		if
-		:: !orphan[h] -> sendApp(n, Done, h, 1)
-		:: else
-		fi
+		sendApp(n, Done, h, 1)
 #ifdef SETTLE_AT_ONCE
 	:: !e && !orphan[h] -> out[h] = none; sendApp(n, Done, h, 0); sendPeer(n, to[h], Settled, h, 0)
 #else
@@ -570,7 +566,7 @@ inline done(n) {
 #endif
 	:: !e && orphan[h] -> out[h] = none; sendPeer(n, to[h], Settled, h, 0)
 	fi;
-	orphan[h] = 0; old[h] = 0
+	orphan[h] = 0
 }
 
 /* judge answers a donor that asks, or has given away what is not expected here. */
@@ -679,7 +675,7 @@ inline restart(n) {
 	for (h : 1 .. H) {
 		if
 		:: from[h] == n && to[h] != n ->
-			out[h] = none; orphan[h] = 0; old[h] = 0; epochThere[h] = 0;
+			out[h] = none; orphan[h] = 0; epochThere[h] = 0;
 			if
 #ifdef ASK_TOO_SOON
 			:: donated[h] -> restore(n)

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -92,6 +93,79 @@ func TestNewAgain(t *testing.T) {
 	if r, err := w.nodes["a"].handoff(client1, "b"); err != nil || r.Connections != 2 {
 		t.Errorf("%v, %v", r, err)
 	}
+	w.noFaults()
+}
+
+// A client that is a node's, but has no connections there, begins one while the daemon is
+// started anew, after the application has noted what it is to say of its clients, of which
+// this is none. So the contact forgets the client, and sends its connection there all the
+// same, before it hears of that.
+func TestBegunWhileAttaching(t *testing.T) {
+	told := make(chan struct{})
+	w := newWorld(t, func(c *dstest.Cluster) {
+		c.Intercept = func(node string, m *api.Message) error {
+			if node == "b" && m.Kind == api.Owned {
+				<-told
+			}
+			return nil
+		}
+	}, "a", "b", "c")
+	tell := sync.OnceFunc(func() { close(told) })
+	t.Cleanup(tell) // before the world ends
+	s := w.dial(client1)
+	s.ping(t)
+	if _, err := w.nodes["a"].handoff(client1, "b"); err != nil {
+		t.Fatal(err)
+	}
+	owner := func() string { // as far as the contact knows
+		clients, err := w.nodes["c"].Clients(t.Context())
+		switch {
+		case err != nil:
+			return "unknown"
+		case len(clients) == 0:
+			return ""
+		}
+		return clients[0].Owner
+	}
+	w.cluster.First("c")
+	w.cluster.Restart("c") // so that it does not know where handshakes were begun before
+	for owner() != "b" {
+		runtime.Gosched()
+	}
+	before := w.nodes["b"]
+	b := &node{Node: w.cluster.Node("b"), name: "b", t: t}
+	attach, again := b.Attach, make(chan *stream, 1)
+	var begins atomic.Bool
+	begins.Store(true)
+	b.Attach = func(ctx context.Context, hello *api.Message) (*ds.Attachment, error) {
+		if hello.HasTUN && begins.CompareAndSwap(true, false) {
+			s := w.dial(client1)
+			s.ping(t)
+			again <- s
+		}
+		return attach(ctx, hello)
+	}
+	l, err := b.Listen("tcp", fmt.Sprintf(":%d", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before.stop()
+	b.quit.Go(func() {
+		if c, err := l.Accept(); err == nil {
+			b.serve(c, new(session))
+		}
+	})
+	w.nodes["b"] = b
+	w.cluster.Restart("b")
+	s = <-again
+	for owner() != "" {
+		runtime.Gosched()
+	}
+	s.ping(t)
+	tell()
+	w.awaitOwner(client1, "b")
+	s.ping(t)
+	l.Close()
 	w.noFaults()
 }
 

@@ -42,6 +42,7 @@ func (m *Member) lead(was Contact) {
 	m.owners = make(map[netip.Addr]Owner)
 	m.missing = make(map[string]bool)
 	m.unconfirmed = make(map[string]*unconfirmed)
+	m.forgotten = absences{} // others have been the contact since
 	for name := range m.Peers() {
 		m.missing[name] = false
 	}

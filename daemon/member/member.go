@@ -77,8 +77,8 @@ type Config struct {
 	TakeoverTimeout time.Duration
 
 	// HandshakeGrace is how long after a takeover connections that the new contact
-	// does not know may be in the middle of their handshakes at the old one.
-	// Default 60 s.
+	// does not know may be in the middle of their handshakes at the old one, and, after a
+	// client was forgotten, at the node that had it. Default 60 s.
 	HandshakeGrace time.Duration
 
 	// ReportTime is how long a new contact has clients that are new wait at most for
@@ -300,6 +300,7 @@ type Member struct {
 
 	handshakes map[string]time.Duration // nodes that were the contact, and how long handshakes may go on there
 	beginners  beginners
+	forgotten  absences // clients that are nobody's any more, and who had them
 
 	lastID    uint64
 	outgoing  map[uint64]*handoff   // by our ID, as donor

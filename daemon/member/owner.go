@@ -335,6 +335,7 @@ func (m *Member) stale(from string, owners []Owned) {
 func (m *Member) setOwner(client netip.Addr, o Owner) {
 	m.owners[client] = o
 	m.beginners.remove(client)
+	delete(m.forgotten.of, client)
 	m.out.Relay = append(m.out.Relay, relay.SetOwner{Client: client, Owner: m.cfg.Nodes[o.Name].CareOf, Epoch: o.Epoch})
 }
 
@@ -342,6 +343,7 @@ func (m *Member) setOwner(client netip.Addr, o Owner) {
 func (m *Member) forget(name string, addr netip.Addr, epoch uint64) {
 	if o := m.owners[addr]; o.Name == name && (o.Epoch <= epoch || epoch == 0) {
 		delete(m.owners, addr)
+		m.forgotten.add(absence{client: addr, to: name, until: m.now + m.cfg.HandshakeGrace}, m.now)
 		m.out.Relay = append(m.out.Relay, relay.Forget{Client: addr, Epoch: max(o.Epoch, epoch)})
 	}
 }

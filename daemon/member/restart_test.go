@@ -303,7 +303,7 @@ func TestAwayInDoubt(t *testing.T) {
 			}
 			to := tt.end
 			if to == "" {
-				to = "a" // which may answer
+				to = "b" // which may answer
 			}
 			w.expect("a", 0, ack, to)
 			if left := donor.m.Unsettled() + w.members["c"].m.Unsettled(); left > 0 {

@@ -28,7 +28,8 @@ import (
 // gets later is one that the contact knows as another one's. But one whose daemon was
 // started anew may have had a client begin, for which it had been sent on another's
 // connections, and ended before it told. And what a member does not speak of when it is
-// connected again it does not have any more.
+// connected again it does not have any more, but for what is in the middle of its handshake
+// there, or was when the member spoke: that goes to it for a while.
 
 // reportTime is the default of Config.ReportTime.
 const reportTime = 5 * time.Second
@@ -122,6 +123,9 @@ func (m *Member) Unknown(now time.Duration, packet []byte) (careOf netip.Addr, o
 		m.beginners.add(client, m.now)
 		return m.self.CareOf, true
 	}
+	if n, had := m.lately(client); had {
+		return n.CareOf, true
+	}
 	// What is in the middle of its handshake no member tells. It may be at the contact of
 	// before, or here, where the one before was this member, started anew since.
 	var may []string
@@ -138,6 +142,17 @@ func (m *Member) Unknown(now time.Duration, packet []byte) (careOf netip.Addr, o
 		return m.cfg.Nodes[may[0]].CareOf, true
 	}
 	return netip.Addr{}, false
+}
+
+// lately tells the node that had a client before it was forgotten here: what the client
+// began by then was sent there, and is in the middle of its handshake, or that node has not
+// told yet. If it is nobody's, that one answers.
+func (m *Member) lately(client netip.Addr) (n Addrs, had bool) {
+	f, forgotten := m.forgotten.of[client]
+	if hello := m.up[f.to]; !forgotten || m.now >= f.until || hello == nil || !hello.Attached {
+		return Addrs{}, false
+	}
+	return m.cfg.Nodes[f.to], true
 }
 
 // waits tells whether clients that are new have to.

@@ -296,6 +296,50 @@ func TestUnknownStartedAnew(t *testing.T) {
 	w.expect("a", 2, ack, "c")
 }
 
+// What a client begins comes to a node that had it, whose daemon is started anew, before its
+// application is attached again, which says nothing of the client: the handshake is not over.
+// It goes on there although the contact has forgotten the client, until what the client
+// begins comes here; or for as long as it may take; or as long as the application lives; or
+// until others have been the contact.
+func TestUnknownHandshake(t *testing.T) {
+	for end, tt := range map[string]struct {
+		then func(w *world)
+		to   string
+	}{
+		"begins":  {func(w *world) { w.expect("a", 0, syn, "a") }, "a"},
+		"is over": {func(w *world) { w.run(time.Minute) }, "a"},
+		"ends": {func(w *world) {
+			w.members["b"].app = nil
+			w.members["b"].step(AppGone{Lost: true})
+			w.run(time.Second)
+		}, "a"},
+		"takeovers": {func(w *world) {
+			w.members["c"].step(Takeover{ID: 1})
+			w.run(time.Second)
+			w.down("a", "c")
+			w.members["a"].step(Takeover{ID: 1, Force: true})
+			w.run(time.Second)
+		}, ""},
+	} {
+		t.Run(end, func(t *testing.T) {
+			w := begin(t, 1, 1)
+			c := clientAddr(0)
+			b := w.members["b"]
+			if a := w.handOff(c, "b"); a.Err != nil {
+				w.fail("%v", a.Err)
+			}
+			w.run(2 * passTime)
+			delete(b.app.live, c)
+			b.restart()
+			w.expect("a", 0, syn, "b")
+			w.run(time.Second)
+			w.expect("a", 0, ack, "b")
+			tt.then(w)
+			w.expect("a", 0, ack, tt.to)
+		})
+	}
+}
+
 // What a member has given away is still its own at the contact, while nobody knows
 // whether it has arrived; and one that is only connected again has all that it had.
 func TestUnknownConnectedAgain(t *testing.T) {

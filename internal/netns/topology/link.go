@@ -203,8 +203,9 @@ func (l *Link) pair(a, b End) error {
 const upWithin = 10 * time.Second
 
 // awaitUp waits until an interface of the thread's namespace has its link-local
-// address, unless it is to have none: the kernel configures IPv6 a little after
-// the other end has come up.
+// address, unless it is to have none, and is reached by each address that it has: the
+// kernel configures IPv6 a little after the other end has come up, and routes to its
+// own addresses come later still.
 func awaitUp(name string) error {
 	b, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + name + "/disable_ipv6")
 	if err != nil || string(b) != "0\n" {
@@ -219,11 +220,23 @@ func awaitUp(name string) error {
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return err
 		}
-		if slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() }) {
-			return nil
+		local := &netlink.Route{LinkIndex: link.Attrs().Index, Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL}
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, local, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return err
 		}
-		if time.Now().After(deadline) {
+		unreached := slices.IndexFunc(addrs, func(a netlink.Addr) bool {
+			return !slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Dst != nil && r.Dst.IP.Equal(a.IP) })
+		})
+		up := slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() })
+		switch {
+		case up && unreached < 0:
+			return nil
+		case time.Now().Before(deadline):
+		case !up:
 			return fmt.Errorf("no link-local address after %v", upWithin)
+		default:
+			return fmt.Errorf("no route to its own address %s after %v", addrs[unreached].IP, upWithin)
 		}
 	}
 }

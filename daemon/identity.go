@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -71,11 +72,23 @@ func (c *credentials) run() (stop func() error) {
 	}
 }
 
-// met compares lists of members with a node that is connected now.
-func (c *credentials) met(name string) {
-	if c.agent != nil && c.ctx.Err() == nil {
-		c.running.Go(func() { c.agent.Exchange(c.ctx, name) })
+// compareLists compares lists of members with a node that is connected now, or not any more:
+// it may be that this node has been removed.
+func (n *Node) compareLists(name string) {
+	c := &n.identity
+	if c.agent == nil || c.ctx.Err() != nil {
+		return
 	}
+	c.running.Go(func() {
+		if err := c.agent.Exchange(c.ctx, name); errors.Is(err, identity.ErrRemoved) {
+			n.unreached(name, err)
+		}
+	})
+}
+
+// unreached is why there is no connection to a node.
+func (n *Node) unreached(name string, err error) {
+	n.reached.Store(name, reach{since: time.Now(), err: fmt.Sprint(err)})
 }
 
 // reload reads certificates anew. It does nothing before Run.
@@ -172,7 +185,10 @@ func (n *Node) meshConfig() peer.Config {
 	cfg := peer.Config{
 		Name: c.Name, Listen: netip.AddrPortFrom(c.Address, c.ControlPort), Peers: n.control(c),
 		Identity: n.identity.keeper, Handler: (*fromPeers)(n), Logger: n.log,
-		Failed: func(name string, err error) { n.reached.Store(name, reach{since: time.Now(), err: err.Error()}) },
+		Failed: func(name string, err error) {
+			n.unreached(name, err)
+			n.compareLists(name)
+		},
 	}
 	if n.identity.agent != nil {
 		cfg.Services = map[string]peer.Service{identity.Protocol: n.identity.agent}

@@ -414,15 +414,16 @@ func (f *fromPeers) Up(name string) {
 	for _, s := range n.services {
 		s.step(member.PeerUp{Name: name})
 	}
-	n.identity.met(name)
+	n.compareLists(name)
 }
 
 func (f *fromPeers) Down(name string, err error) {
 	n := (*Node)(f)
-	n.reached.Store(name, reach{since: time.Now(), err: fmt.Sprint(err)})
+	n.unreached(name, err)
 	for _, s := range n.services {
 		s.step(member.PeerDown{Name: name})
 	}
+	n.compareLists(name)
 }
 
 func (f *fromPeers) Received(name string, frames [][]byte) {

@@ -13,8 +13,8 @@ import (
 	"github.com/distributed-servers/ds/daemon/member"
 )
 
-// Reload takes over what may change while the node runs: who may attach,
-// certificates, and nodes that are new or have other addresses. Anything else is
+// Reload takes over what may change while the node runs: who may attach, certificates,
+// and other nodes, which may be new, gone or at other addresses. Anything else is
 // refused, and nothing changes.
 func (n *Node) Reload(cfg *config.Config) error {
 	n.reloading.Lock()
@@ -34,14 +34,6 @@ func (n *Node) Reload(cfg *config.Config) error {
 	if !reflect.DeepEqual(rest(cfg.Servers), rest(n.current.Servers)) {
 		return errors.New("daemon: reload: a [[server]] has changed in more than users, user_groups and other nodes, which takes a restart; connections go on meanwhile")
 	}
-	if name := gone(n.current.Node.Peers, cfg.Node.Peers); name != "" {
-		return fmt.Errorf("daemon: reload: node %s is gone from [node.peers], which takes a restart; connections go on meanwhile", name)
-	}
-	for i := range cfg.Servers {
-		if name := gone(n.current.Servers[i].Nodes, cfg.Servers[i].Nodes); name != "" {
-			return fmt.Errorf("daemon: reload: node %s is gone from server %s, which takes a restart; connections go on meanwhile", name, cfg.Servers[i].Address.Addr())
-		}
-	}
 	if err := n.identity.reload(); err != nil {
 		return fmt.Errorf("daemon: reload: %w", err)
 	}
@@ -59,16 +51,6 @@ func withoutPeers(n *config.Node) config.Node {
 	c := *n
 	c.Peers = nil
 	return c
-}
-
-// gone is a node that was there and is not any more, or "".
-func gone(before, after map[string]netip.Addr) string {
-	for name := range before {
-		if _, there := after[name]; !there {
-			return name
-		}
-	}
-	return ""
 }
 
 // nodesOf are the nodes of a server, as its member is to know them.

@@ -9,10 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/internal/netns/topology"
 	"github.com/distributed-servers/ds/internal/testbed"
 )
@@ -156,6 +158,28 @@ func TestJoin(t *testing.T) {
 	c.ok(b.Daemon.Stop(patience))
 	c.startDaemon(b)
 	c.connected(d)
+
+	// One is removed, which hears it, and the others do not count it any more.
+	_, err = c.tool(a.Host, "remove", third.Name(), "--config", a.Config)
+	c.ok(err)
+	reload()
+	for _, n := range all[:2] {
+		c.eventually(n.Name()+" knows one other node", func(ctx context.Context) (bool, error) {
+			nodes, err := n.API.Nodes(ctx, d.Addr.Addr())
+			return len(nodes) == 2, err
+		})
+	}
+	for _, other := range all[:2] {
+		c.eventually(third.Name()+" knows why "+other.Name()+" refuses it", func(ctx context.Context) (bool, error) {
+			st, err := third.API.Status(ctx)
+			if err != nil {
+				return false, err
+			}
+			i := slices.IndexFunc(st.Peers, func(p api.Peer) bool { return p.Node == other.Name() })
+			return !st.Peers[i].Connected && strings.Contains(st.Peers[i].Error, "not a member of the cluster any more"), fmt.Errorf("not yet: %+v", st.Peers[i])
+		})
+	}
+	c.handoff(d, cl, b)
 	close(beat.stop)
 	<-beat.done
 	c.ok(beat.err)

@@ -33,8 +33,9 @@ var (
 type fake struct {
 	server.Unsupported
 	servers  int
-	clients  int  // of node a; default 1
-	draining bool // node c
+	clients  int            // of node a; default 1
+	draining bool           // node c
+	nodes    []api.NodeInfo // nil: the usual ones
 	asked    []string
 }
 
@@ -61,6 +62,9 @@ func (f *fake) Servers(context.Context) ([]api.Server, error) {
 }
 
 func (f *fake) Nodes(context.Context, netip.Addr) ([]api.NodeInfo, error) {
+	if f.nodes != nil {
+		return f.nodes, nil
+	}
 	return []api.NodeInfo{
 		{Node: "a", CareOf: careOf, Local: true, Contact: true, Attached: true, AcceptsHandoffs: true, Clients: max(1, f.clients)},
 		{Node: "b", CareOf: careOf.Next(), Connected: true},

@@ -67,7 +67,7 @@ it needs no change and notices nothing.`,
 	c.AddGroup(&cobra.Group{ID: cluster, Title: "A cluster:"}, &cobra.Group{ID: ask, Title: "The daemon on this machine:"}, &cobra.Group{ID: machine, Title: "This machine:"})
 	for group, commands := range map[string][]*cobra.Command{
 		ask:     {statusCommand(), nodesCommand(), clientsCommand(), traceCommand(), handoffCommand(), drainCommand(), undrainCommand(), rebalanceCommand(), bindingCommand(), contactCommand(), watchCommand()},
-		cluster: {initCommand(), joinCommand(), tokenCommand(), caCommand()},
+		cluster: {initCommand(), joinCommand(), tokenCommand(), removeCommand(), caCommand()},
 		machine: {checkCommand(), benchCommand(), demoCommand()},
 	} {
 		for _, sub := range commands {

@@ -69,6 +69,7 @@ type Agent struct {
 	roster *Roster
 	spoken uint64 // serial of the list that others have been told
 	failed string // what was told last
+	gone   bool   // it was told that this node has been removed
 }
 
 // Limits for strangers: joins a second, in a row, and at the same time.
@@ -238,7 +239,7 @@ func (a *Agent) learn(raw []byte) error {
 	case r.Serial <= have.Serial:
 		return nil
 	case !member:
-		return fmt.Errorf("identity: list of members %d does not have this node, %s; have it join again (ds join --force)", r.Serial, a.cfg.Name)
+		return fmt.Errorf("%w: list of members %d is without %s; if it is to be one again, run ds token at the authority, %s, and ds join --force here", ErrRemoved, r.Serial, a.cfg.Name, r.Authority)
 	}
 	if err := r.write(a.cfg.Dir); err != nil {
 		return fmt.Errorf("identity: %w", err)
@@ -275,6 +276,18 @@ func (a *Agent) Exchange(ctx context.Context, name string) error {
 	}
 	if err != nil {
 		a.cfg.Logger.Debug("lists of members are not exchanged", "node", name, "err", err)
+	}
+	if errors.Is(err, ErrRemoved) {
+		a.mu.Lock()
+		told := a.gone
+		a.gone = true
+		a.mu.Unlock()
+		if !told {
+			a.cfg.Logger.Error("this node has been removed", "node", name, "err", err)
+			if a.cfg.Fault != nil {
+				a.cfg.Fault(err)
+			}
+		}
 	}
 	return err
 }
@@ -389,6 +402,9 @@ func equalAll(a, b [][]byte) bool {
 	}
 	return true
 }
+
+// ErrRemoved is what a node hears that has been removed.
+var ErrRemoved = errors.New("identity: this node is not a member of the cluster any more, and the others refuse it")
 
 // Left tells whether a directory has an identity.
 func Left(dir string) bool {

@@ -148,7 +148,22 @@ func Retire(dir string, force bool) (*Roster, error) {
 	})
 }
 
-// change changes the authority, and the list with it.
+// Remove takes a node out of the list, which admit may refuse: members refuse it from
+// the moment that they have heard of that.
+func Remove(dir, name string, admit func(*Roster) error) (*Roster, error) {
+	return change(dir, "remove", func(a *Authority, r *Roster) (*Authority, error) {
+		switch _, there := r.Nodes[name]; {
+		case !there:
+			return nil, fmt.Errorf("there is no node %s; there are %s", name, strings.Join(r.names(), ", "))
+		case name == r.Authority:
+			return nil, fmt.Errorf("the authority of the cluster is on %s, so it cannot go", name)
+		}
+		delete(r.Nodes, name)
+		return a, admit(r)
+	})
+}
+
+// change changes the authority, or the list alone.
 func change(dir, what string, f func(*Authority, *Roster) (*Authority, error)) (r *Roster, err error) {
 	defer func() {
 		if err != nil {

@@ -38,6 +38,9 @@
 // Nodes tell each other theirs when a connection between them begins, and what is
 // new at once, so any member can pass it on and none can change it.
 //
+// A node that is not in it any more (`ds remove`) is none: members do not connect to it,
+// refuse what it asks, and let it have the list, so that it knows.
+//
 // # Renewal and rotation
 //
 // A certificate is valid for 90 days. After two thirds of that the node makes a

@@ -71,6 +71,9 @@ func (a *Agent) answer(name string, b []byte) (*answer, error) {
 	}
 	r := a.Roster()
 	if _, member := r.Nodes[name]; !member {
+		if theirs, _, err := parseRoster(q.Roster); err == nil && theirs.Cluster == r.Cluster && theirs.Serial < r.Serial {
+			return &answer{Roster: r.Encoded()}, nil // it may have been one: let it know
+		}
 		return nil, fmt.Errorf("identity: %s: for members only, and %q is none", q.Kind, name)
 	}
 	if q.Kind == kindRenew {

@@ -192,6 +192,10 @@ func TestDrainWhere(t *testing.T) {
 	if a := w.command("a", Command{ID: 1, Node: "a", Job: drain}); a.Err == nil || !strings.Contains(a.Err.Error(), "no other node takes the clients of node a") || w.members["a"].m.Draining() {
 		w.fail("nowhere to go: %v", a.Err)
 	}
+	w.command("a", Command{ID: 5, Node: "a", Job: Job{What: Move, To: []JobTarget{{Node: "b", Most: 2}}}})
+	if r := w.last("a", 5); r.Error != "no node takes clients any more" || r.Progress.Moved != 0 || r.Progress.Left != 2 {
+		w.fail("to a node that takes none: %+v", r)
+	}
 	accept("c", true)
 	slow := drain
 	slow.Rate = 2

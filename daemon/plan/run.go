@@ -275,9 +275,7 @@ func (r *Run) Progress(now time.Duration) Progress {
 	if r.limited {
 		room := r.moving
 		for _, t := range r.targets {
-			if t.node.Takes {
-				room += t.left
-			}
+			room += t.left // if it takes none, that is what does not get there
 		}
 		p.Left = min(p.Left, room)
 	}

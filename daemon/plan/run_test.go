@@ -110,6 +110,8 @@ func TestRun(t *testing.T) {
 		{"no more than so many, the cheapest", clients(5, 1, 2), []Target{{Name: "b", Most: 1}, {Name: "c", Most: 1}}, Options{},
 			"progress, next, deadline, moved 1, moved 2, done",
 			"moved 0, moving 0, left 2, stuck 0, failed 0, 0/s, 0s, [] | [1→b 2→c] | 0s false | true"},
+		{"or as many as a target takes", clients(1, 1, 1), []Target{{Name: "b", Most: 2}}, Options{Width: 1},
+			"next, shut b, moved 0, next, done, progress", "[0→b] | [] | true | moved 1, moving 0, left 1, stuck 0, failed 0, 0/s, 0s, [{b 1}]"},
 		{"for one that fails another goes", clients(5, 1), []Target{{Name: "b", Most: 1}}, Options{},
 			"next, failed 1, next, moved 0, done, progress", "[1→b] | [0→b] | true | moved 1, moving 0, left 0, stuck 0, failed 1, 0/s, 0s, [{b 1}]"},
 	} {

@@ -287,6 +287,9 @@ func (e *evaluator) cost(ctx context.Context, mode api.Mode, suffix string) erro
 		if err != nil {
 			return err
 		}
+		if p.Moved != len(c.clients) {
+			return fmt.Errorf("of %d clients %d have moved from %s to %s: %+v", len(c.clients), p.Moved, from.Name(), to.Name(), p)
+		}
 		n := float64(p.Moved)
 		donate = append(donate, float64(after[0]-before[0]+after[1]-before[1])/1e3/n)
 		receive = append(receive, float64(after[2]-before[2]+after[3]-before[3])/1e3/n)

@@ -33,6 +33,9 @@ func (m *Member) follow(c Contact) {
 		m.owners, m.unconfirmed = nil, nil
 		m.endTakeover(nil) // if it was this one's that was waited for
 	}
+	if _, listed := m.listed[was.Name]; m.listed != nil && !listed {
+		m.setNodes(m.listed) // it has been removed
+	}
 	m.toApp(&api.Message{Kind: api.ConfigChanged, Config: m.sessionConfig()})
 	m.report()
 }

@@ -276,6 +276,7 @@ type Member struct {
 	registrar *node.Node // registers the daemon's address while this is the contact
 
 	contact    Contact
+	listed     map[string]Addrs // of the last SetNodes
 	registered bool
 	hesitating bool
 	takeover   *takeover

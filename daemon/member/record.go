@@ -216,21 +216,33 @@ func (m *Member) doubt(d api.Doubt) {
 	if h != nil && (h.to != d.To || h.c.addr != d.Client) {
 		return // not what was told with Prepared
 	}
-	if h == nil {
+	known := h != nil
+	if !known {
 		h = &handoff{id: d.Handoff, c: &client{addr: d.Client, connections: 1}, to: d.To, stage: transferring}
 		m.outgoing[h.id] = h
 		m.leaving(h)
-		m.tellGiven(h)
-		m.query(h)
 	}
 	h.session, h.orphan = d.ID, false
 	m.bySession[h.session] = h
-	if h.stage == told {
+	switch {
+	case !known:
+		m.tellGiven(h)
+		m.query(h)
+	case h.stage == told:
 		m.toApp(h.done)
 	}
 }
 
-// query asks the target how a handoff has ended after Transfer, or to end it.
+// query asks the target how a handoff has ended after Transfer, or to end it. One that
+// has been removed since may have taken the client, and will never say so: it counts as
+// having, for no two must go on with it.
 func (m *Member) query(h *handoff) {
+	if _, known := m.cfg.Nodes[h.to]; !known {
+		m.done(h, &Message{})
+		if !h.inquiry && m.clients[h.c.addr] == nil && !m.gives(h.c.addr) {
+			m.tellGone(h.c)
+		}
+		return
+	}
 	m.toPeer(h.to, &Message{Kind: Query, ID: h.id, Client: h.c.addr})
 }

@@ -209,11 +209,17 @@ func (d *Donor) freeze() (err error) {
 	if err = d.collect(); err == nil {
 		err = d.stop()
 	}
+	if err == nil {
+		d.stack.Settled(func() {
+			if err = d.dialled(); err == nil {
+				d.hold.Flush()
+			}
+		})
+	}
 	if err != nil {
 		d.undo()
 		return failed("freeze", d, err)
 	}
-	d.hold.Flush()
 	d.state = donorFrozen
 	return nil
 }
@@ -248,7 +254,9 @@ func (d *Donor) collect() error {
 	for i := range d.conns {
 		known[d.conns[i].conn] = true
 	}
-	for _, c := range d.candidates() {
+	var conns []*stack.Conn
+	d.stack.Settled(func() { conns = d.candidates() }) // those that are just being accepted, too
+	for _, c := range conns {
 		if !known[c] {
 			d.conns = append(d.conns, donated{conn: c, listener: c.Withdraw()})
 		}
@@ -290,6 +298,17 @@ func (d *Donor) stop() error {
 			}
 			return !c.stopped
 		})
+	}
+	return nil
+}
+
+// dialled fails if a connection was dialled since the connections were collected: its
+// SYN must not go out, for the answer would not find it here.
+func (d *Donor) dialled() error {
+	for _, c := range d.candidates() {
+		if c.Endpoint().EndpointState() == tcp.StateSynSent {
+			return fmt.Errorf("%s: %w", c.Tuple(), ErrHandshake)
+		}
 	}
 	return nil
 }

@@ -523,11 +523,13 @@ func netError(err tcpip.Error) error {
 	return errors.New(err.String())
 }
 
-// newConn wraps an endpoint that netstack made, and lists it.
+// newConn wraps an endpoint that netstack made, and lists it: a client has begun a
+// connection here.
 func (s *Stack) newConn(ep *tcp.Endpoint, wq *waiter.Queue) *Conn {
 	info := ep.Info().(*gstack.TransportEndpointInfo)
 	c := &Conn{stack: s, ep: ep, wq: wq, tuple: TupleOf(info.ID)}
 	s.list(c)
+	s.link.filter.returned(c.tuple.Remote.Addr())
 	return c
 }
 
@@ -553,7 +555,6 @@ func (s *Stack) list(c *Conn) {
 	s.clients[c.tuple.Remote.Addr()] = c
 	c.listed = true
 	s.mu.Unlock()
-	s.link.filter.returned(c.tuple.Remote.Addr())
 	c.hup.Init(c, waiter.EventHUp)
 	c.wq.EventRegister(&c.hup)
 	c.NotifyEvent(waiter.EventHUp) // it may have ended before

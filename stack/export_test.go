@@ -26,3 +26,11 @@ func (h *Hold) KeptOut() [][]byte {
 	defer h.mu.Unlock()
 	return slices.Clone(h.out.packets)
 }
+
+// SetAccepted has f called between netstack's Accept and the Conn, until the function
+// that is returned is called.
+func SetAccepted(f func()) func() {
+	before := accepted
+	accepted = f
+	return func() { accepted = before }
+}

@@ -418,7 +418,8 @@ func (s *Stack) AnswerNew(client netip.Addr, here func() bool) {
 	}
 }
 
-// returned is that a client has a connection here.
+// returned is that a client has begun a connection here. One that is being rebuilt does
+// not count: it may yet stay where it was.
 func (f *filter) returned(client netip.Addr) {
 	if f.n.Load() == 0 {
 		return

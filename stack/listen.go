@@ -157,6 +157,9 @@ func (l *Listener) AcceptConn() (*Conn, error) {
 
 var errAgain = errors.New("try again")
 
+// accepted is called between Accept of netstack and Conn: for tests.
+var accepted = func() {}
+
 func (l *Listener) tryAccept() (*Conn, error) {
 	if l.end.passed.Load() {
 		return nil, os.ErrDeadlineExceeded
@@ -173,9 +176,12 @@ func (l *Listener) tryAccept() (*Conn, error) {
 		c.waiting.Store(nil)
 		return c, nil
 	}
+	l.stack.listing.RLock()
+	defer l.stack.listing.RUnlock()
 	ep, wq, terr := l.ep.Accept(nil)
 	switch terr.(type) {
 	case nil:
+		accepted()
 		return l.stack.newConn(ep.(*tcp.Endpoint), wq), nil
 	case *tcpip.ErrWouldBlock:
 		return nil, errAgain

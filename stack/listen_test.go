@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -458,4 +459,36 @@ func TestClosedStack(t *testing.T) {
 	}
 	server.Inject([]byte{0x60}) // no harm
 	server.Inject(nil)
+}
+
+// A connection that is just being accepted, neither in netstack's queue any more nor
+// listed yet, is not overlooked by who wants all of a client's.
+func TestSettled(t *testing.T) {
+	client, server := newPair(t)
+	l, err := server.Listen("tcp", netip.AddrPortFrom(server6, 80).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := client.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	between, settled := make(chan struct{}), make(chan int, 1)
+	t.Cleanup(stack.SetAccepted(func() {
+		close(between)
+		for range 10_000 { // time enough for who does not wait
+			runtime.Gosched()
+			if len(settled) > 0 {
+				return
+			}
+		}
+	}))
+	go l.Accept()
+	<-between
+	server.Settled(func() { settled <- len(server.ConnsOf(client6)) })
+	if n := <-settled; n != 1 {
+		t.Errorf("%d connections, one is being accepted", n)
+	}
 }

@@ -472,9 +472,17 @@ func TestAnswerNew(t *testing.T) {
 	here := false
 	w.nodes[0].AnswerNew(client6, func() bool { return here })
 	check("not here", tunnel(homeAgent, first(1)), true)
+	other, err := w.nodes[0].Listen("tcp", ":82")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rebuilt := new(stack.Conn) // of a handoff that comes to nothing
+	w.nodes[0].Restored(rebuilt, stack.Tuple{Local: listener, Remote: netip.AddrPortFrom(client6, 3)})
+	rebuilt.Attach(other.Endpoint(), false)
 	here = true
 	check("from a peer", tunnel(careOf[1], first(1)), true)
 	check("by a binding", routing2(first(1), careOf[0]), true)
+	rebuilt.Detach()
 	check("of another connection", tunnel(homeAgent, data(1)), true)
 	check("from Via", tunnel(homeAgent, first(2)), false)
 	c, s := connect(t, w.client.Stack, w.nodes[0].Stack, server6)

@@ -98,6 +98,15 @@ func (c *Conn) Attach(ep *tcp.Endpoint, orphan bool) {
 // Adopt wraps an endpoint that netstack made and nobody has accepted.
 func (s *Stack) Adopt(ep *tcp.Endpoint, wq *waiter.Queue) *Conn { return s.newConn(ep, wq) }
 
+// Settled calls do while no connection is on its way: what netstack has given to a
+// listener, or has begun to dial, is among ConnsOf, and nothing is added meanwhile but
+// what Adopt and Attach add. do must not wait for anybody who accepts or dials.
+func (s *Stack) Settled(do func()) {
+	s.listing.Lock()
+	defer s.listing.Unlock()
+	do()
+}
+
 // ConnsOf returns the connections of a client: accepted, dialled, being
 // dialled, and closed by the application but not yet ended.
 func (s *Stack) ConnsOf(client netip.Addr) []*Conn {

@@ -87,6 +87,10 @@ type Stack struct {
 	maxBuffer int
 	present   func(client netip.Addr, here bool) // nil: nobody asks
 
+	// listing is held, for reading, by who takes a connection from netstack, or has it
+	// begin one, until it is listed. See Settled.
+	listing sync.RWMutex
+
 	mu        sync.Mutex
 	closed    bool
 	listeners []*Listener          // replaced, never changed

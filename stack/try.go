@@ -170,6 +170,8 @@ func (s *Stack) dial(network, address string) (*dialing, error) {
 
 // connect begins the handshake, as a rule with errAgain.
 func (d *dialing) connect() error {
+	d.c.stack.listing.RLock()
+	defer d.c.stack.listing.RUnlock()
 	terr := d.c.ep.Connect(d.to)
 	if _, started := terr.(*tcpip.ErrConnectStarted); !started {
 		return netError(terr)

@@ -63,8 +63,7 @@ func (m *Member) leaving(h *handoff) {
 // the target may have said so late, and it can be anywhere.
 func (m *Member) left(h *handoff) {
 	client := h.c.addr
-	if a, away := m.absences.of[client]; m.clients[client] != nil || away && a.id != h.id {
-		m.forgetOwn(h.id)
+	if h.back {
 		return
 	}
 	m.absences.add(absence{client, h.to, m.now + m.cfg.AwayTime, h.id}, m.now)
@@ -73,8 +72,13 @@ func (m *Member) left(h *handoff) {
 	m.pass(h)
 }
 
-// returned records that a client has come back, from whomever.
+// returned records that a client has come back, from whomever, and perhaps before it is
+// known here how the handoff has ended with which it left.
 func (m *Member) returned(client netip.Addr) {
+	if h := m.giving[client]; h != nil {
+		h.back = true
+		m.forgetOwn(h.id)
+	}
 	a, away := m.absences.of[client]
 	if !away {
 		return
@@ -100,8 +104,7 @@ func (m *Member) nobodys(h *handoff, why string) {
 	if m.takesAway {
 		m.toApp(&api.Message{Kind: api.Nobodys, Client: client})
 	}
-	if m.clients[client] != nil || m.absences.of[client].to != "" || m.gives(client) { // it has been here since
-		m.forgetOwn(h.id)
+	if h.back {
 		return
 	}
 	if !h.inquiry {
@@ -110,16 +113,6 @@ func (m *Member) nobodys(h *handoff, why string) {
 	}
 	m.absences.add(absence{client: client, until: m.now + m.cfg.AwayTime, id: h.id}, m.now)
 	m.forgetLater(h.id)
-}
-
-// gives tells whether a client has been given away and not yet heard of.
-func (m *Member) gives(client netip.Addr) bool {
-	for _, h := range m.outgoing {
-		if h.c.addr == client && h.stage == transferring {
-			return true
-		}
-	}
-	return false
 }
 
 func (m *Member) forgetOwn(id uint64) {
@@ -186,7 +179,7 @@ func (m *Member) restore(hello *api.Message) {
 			m.forgetOwn(rec.ID)
 		default:
 			h.inquiry = hello != nil
-			m.outgoing[h.id] = h
+			m.outgoing[h.id], m.giving[rec.Client] = h, h
 			m.tellGiven(h)
 			m.query(h)
 		}

@@ -28,6 +28,7 @@ type handoff struct {
 	stage   stage
 	grant   node.Grant   // as given away
 	orphan  bool         // the application has ended: nobody waits for the end
+	back    bool         // the client has been here again since it was given away
 	inquiry bool         // for an application that was started since, and had come back: nobody else needs to know
 	done    *api.Message // what it is told
 }
@@ -169,6 +170,7 @@ func (m *Member) proceed(msg *api.Message) {
 // this member does nothing for it until it hears otherwise.
 func (m *Member) transfer(h *handoff, msg *api.Message) {
 	h.stage = transferring
+	m.giving[h.c.addr] = h
 	m.timers.Set(h, m.now+m.cfg.HandoffTimeout)
 	h.grant, _ = m.machine.Grant(h.c.addr, m.now)
 	m.mobile(node.Abandon{Client: h.c.addr})
@@ -296,6 +298,9 @@ func (m *Member) end(h *handoff) {
 	m.timers.Remove(h)
 	m.stayed(h)
 	delete(m.outgoing, h.id)
+	if m.giving[h.c.addr] == h {
+		delete(m.giving, h.c.addr)
+	}
 	if m.bySession[h.session] == h {
 		delete(m.bySession, h.session)
 	}

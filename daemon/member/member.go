@@ -304,14 +304,15 @@ type Member struct {
 	forgotten  absences // clients that are nobody's any more, and who had them
 
 	lastID    uint64
-	outgoing  map[uint64]*handoff   // by our ID, as donor
-	bySession map[uint64]*handoff   // by the application's ID, as donor
-	incoming  map[handoffKey]*offer // as target
-	coming    map[netip.Addr]*offer // the same, by client: one at a time
-	offers    map[uint64]*offer     // by the ID towards the application
-	asked     map[uint64]asked      // by the ID towards the application
-	onward    map[netip.Addr]Owner  // clients that others have taken, which the contact is to hear
-	timers    deadline.Queue[any]   // of *handoff, *offer, *takeover, *job, *errand and others
+	outgoing  map[uint64]*handoff     // by our ID, as donor
+	giving    map[netip.Addr]*handoff // the latest of those that have come to Transfer, by client
+	bySession map[uint64]*handoff     // by the application's ID, as donor
+	incoming  map[handoffKey]*offer   // as target
+	coming    map[netip.Addr]*offer   // the same, by client: one at a time
+	offers    map[uint64]*offer       // by the ID towards the application
+	asked     map[uint64]asked        // by the ID towards the application
+	onward    map[netip.Addr]Owner    // clients that others have taken, which the contact is to hear
+	timers    deadline.Queue[any]     // of *handoff, *offer, *takeover, *job, *errand and others
 	records   records
 	donated   map[uint64]Record // of handoffs from this member (away.go)
 	over      []ended           // those of them that have, in order
@@ -375,6 +376,7 @@ func New(cfg Config) (*Member, error) {
 		away:      make(map[string]time.Duration),
 		clients:   make(map[netip.Addr]*client),
 		outgoing:  make(map[uint64]*handoff),
+		giving:    make(map[netip.Addr]*handoff),
 		bySession: make(map[uint64]*handoff),
 		incoming:  make(map[handoffKey]*offer),
 		coming:    make(map[netip.Addr]*offer),

@@ -219,7 +219,7 @@ func (m *Member) doubt(d api.Doubt) {
 	known := h != nil
 	if !known {
 		h = &handoff{id: d.Handoff, c: &client{addr: d.Client, connections: 1}, to: d.To, stage: transferring}
-		m.outgoing[h.id] = h
+		m.outgoing[h.id], m.giving[d.Client] = h, h
 		m.leaving(h)
 	}
 	h.session, h.orphan = d.ID, false
@@ -239,7 +239,7 @@ func (m *Member) doubt(d api.Doubt) {
 func (m *Member) query(h *handoff) {
 	if _, known := m.cfg.Nodes[h.to]; !known {
 		m.done(h, &Message{})
-		if !h.inquiry && m.clients[h.c.addr] == nil && !m.gives(h.c.addr) {
+		if !h.inquiry && !h.back {
 			m.tellGone(h.c)
 		}
 		return

@@ -458,6 +458,44 @@ func TestAwayAgain(t *testing.T) {
 	w.certain()
 }
 
+// A client is back before it is known how the handoff has ended with which it left. Then
+// application and daemon end: the next application answers it, and does not send it to where it
+// was, from where it would come back.
+func TestAwayAndBack(t *testing.T) {
+	w := begin(t, 1, 1)
+	c := clientAddr(0)
+	donor := w.members["b"]
+	move := func(from, to string) {
+		w.members[from].app.handOff(c, to, 0)
+		for w.owner(c) != to {
+			w.run(10 * time.Microsecond)
+		}
+	}
+	move("a", "b")
+	w.run(time.Second)
+	move("b", "c")
+	w.disconnect("b", "c", time.Minute)
+	w.run(10 * time.Millisecond)
+	move("c", "a")
+	w.run(10 * time.Millisecond)
+	move("a", "b")
+	w.run(10 * time.Millisecond)
+	if len(donor.m.outgoing) != 1 {
+		t.Fatalf("%d handoffs are under way", len(donor.m.outgoing))
+	}
+	w.lose(donor.app)
+	donor.app = nil
+	donor.restart()
+	donor.attach()
+	w.run(10 * time.Millisecond)
+	w.connect("b", "c")
+	w.run(3 * time.Second)
+	if left, away := donor.app.left[c]; away {
+		t.Errorf("sent on to %q", left.to)
+	}
+	w.certain()
+}
+
 // A target says late that it has had a client, which has been back here since, and gone on:
 // that does not count when the application ends.
 func TestAwayLate(t *testing.T) {

@@ -496,6 +496,44 @@ func TestAwayAndBack(t *testing.T) {
 	w.certain()
 }
 
+// A client is taken that has left a moment ago, and application and daemon end when that has
+// been recorded, before they do more about it: the donor hears that they had it, and that
+// it was where the donor is they have forgotten with what they recorded.
+func TestAwayAndTaken(t *testing.T) {
+	w := begin(t, 1, 1)
+	c := clientAddr(0)
+	b := w.members["b"]
+	for _, h := range []struct{ from, to string }{{"a", "b"}, {"b", "c"}} {
+		w.members[h.from].app.handOff(c, h.to, 0)
+		for w.owner(c) != h.to {
+			w.run(10 * time.Microsecond)
+		}
+		w.run(10 * time.Millisecond)
+	}
+	b.disk = func(recs []Record) (int, string) {
+		b.mute = b.mute || recs[0].State == Taken
+		return len(recs), ""
+	}
+	w.members["c"].app.handOff(c, "b", 0)
+	for !b.mute {
+		w.run(10 * time.Microsecond)
+	}
+	b.disk = nil
+	w.lose(b.app)
+	b.app = nil
+	b.restart()
+	b.attach()
+	w.run(10 * time.Millisecond)
+	if left := w.members["c"].app.left[c]; left.to != "b" {
+		t.Fatalf("c sends on to %q", left.to)
+	}
+	if left, away := b.app.left[c]; away {
+		t.Errorf("sent on to %q", left.to)
+	}
+	w.run(3 * time.Second)
+	w.certain()
+}
+
 // A target says late that it has had a client, which has been back here since, and gone on:
 // that does not count when the application ends.
 func TestAwayLate(t *testing.T) {

@@ -181,6 +181,7 @@ func (m *Member) take(o *offer, msg *Message) {
 	o.stage = taking
 	m.timers.Set(o, m.now+m.cfg.HandoffTimeout)
 	m.record(o.key.record(o.client, Taken))
+	m.returned(o.client) // in one piece with that
 	m.waiting = append(m.waiting, o)
 	m.cfg.Words.Put(o.word, o.id)
 	m.toApp(&api.Message{
@@ -252,9 +253,9 @@ func (m *Member) drop(o *offer) {
 	m.toApp(&api.Message{Kind: api.Forget, ID: o.id, Client: o.client})
 	if o.stage >= taking {
 		m.record(o.key.record(o.client, Forgotten))
-	}
-	if c := m.clients[o.client]; c != nil && o.stage == activating {
-		m.disown(c)
+		if c := m.clients[o.client]; c != nil && o.stage == activating {
+			m.disown(c)
+		}
 		// It may have heard of this node: what it sends is not for an application that
 		// is started anew to answer.
 		m.absences.add(absence{client: o.client, to: o.key.from, until: m.now + m.cfg.AwayTime}, m.now)

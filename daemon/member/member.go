@@ -301,6 +301,7 @@ type Member struct {
 
 	handshakes map[string]time.Duration // nodes that were the contact, and how long handshakes may go on there
 	beginners  beginners
+	began      began
 	forgotten  absences // clients that are nobody's any more, and who had them
 
 	lastID    uint64

@@ -106,6 +106,9 @@ func (m *Member) sessionConfig() *api.SessionConfig {
 // appGone ends a session. If the application has ended its connections are
 // lost: its clients own nothing here, and are let go when they stay away.
 func (m *Member) appGone(lost bool) {
+	if lost {
+		m.began, m.beginners = began{m.beginners, m.now + m.cfg.ReportTime}, beginners{}
+	}
 	if !m.attached {
 		if lost {
 			m.recall(nil)

@@ -126,6 +126,9 @@ func (m *Member) Unknown(now time.Duration, packet []byte) (careOf netip.Addr, o
 	if n, had := m.lately(client); had {
 		return n.CareOf, true
 	}
+	if m.now < m.began.until && m.began.has(client, m.now) {
+		return netip.Addr{}, false // it is lost, or whoever has it will tell
+	}
 	// What is in the middle of its handshake no member tells. It may be at the contact of
 	// before, or here, where the one before was this member, started anew since.
 	var may []string
@@ -142,6 +145,13 @@ func (m *Member) Unknown(now time.Duration, packet []byte) (careOf netip.Addr, o
 		return m.cfg.Nodes[may[0]].CareOf, true
 	}
 	return netip.Addr{}, false
+}
+
+// began are those that have begun connections at an application here that has ended. They
+// may live where it has sent them on to, which has not told yet.
+type began struct {
+	beginners
+	until time.Duration // by then it has
 }
 
 // lately tells the node that had a client before it was forgotten here: what the client

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/mobility/relay"
 	"github.com/distributed-servers/ds/mobility/wire"
 )
@@ -470,6 +471,34 @@ func TestUnknownAlone(t *testing.T) {
 	}
 	if to, ok := w.members["a"].m.Unknown(w.now, b); !ok || to != addrs["a"].CareOf {
 		w.fail("it goes to %s, %t", to, ok)
+	}
+}
+
+// What a client has begun at a contact's application that has ended since may live where that
+// has sent it: it is not for the next to answer, until that node has told, or had the time to.
+func TestUnknownBegan(t *testing.T) {
+	for _, tell := range []bool{true, false} {
+		w := begin(t, 1, 1)
+		w.expect("a", 3, syn, "a")
+		w.expect("a", 3, ack, "a")
+		w.members["a"].crash()
+		w.run(time.Second)
+		w.expect("a", 3, ack, "")
+		w.expect("a", 4, ack, "a")
+		if tell {
+			b, c := w.members["b"], clientAddr(3)
+			b.app.live[c] = true
+			b.step(App{&api.Message{Kind: api.Owned, Client: c, Connections: 1}})
+			w.run(10 * time.Millisecond)
+			w.expect("a", 3, ack, "b")
+			continue
+		}
+		w.run(reportTime)
+		w.expect("a", 3, ack, "a")
+		w.members["a"].crash()
+		w.run(time.Second)
+		w.expect("a", 3, syn, "a") // anew
+		w.expect("a", 3, ack, "a")
 	}
 }
 

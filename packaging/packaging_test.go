@@ -3,6 +3,7 @@
 package packaging
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/distributed-servers/ds/internal/probe"
+	"github.com/distributed-servers/ds/internal/testbed"
 )
 
 func TestMain(m *testing.M) {
@@ -76,6 +78,7 @@ func TestUnitsAlike(t *testing.T) {
 			"ExecStart=/usr/bin/dsco " + u.role + " --config /etc/dsco/" + u.config + ".toml",
 			"ExecReload=/usr/bin/dsco check /etc/dsco/" + u.config + ".toml",
 			"StateDirectory=" + u.state,
+			fmt.Sprintf("TimerSlackNSec=%dus", testbed.TimerSlack.Microseconds()), // what tests and benchmarks run with
 		} {
 			if strings.Count(text, line+"\n") != 1 {
 				t.Errorf("%s: no line %q", u.role, line)

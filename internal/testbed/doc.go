@@ -21,3 +21,9 @@
 // A process makes one in namespaces of its own (internal/netns). Everything ends
 // with Close, and with the process.
 package testbed
+
+import "time"
+
+// TimerSlack is how late timers of a daemon may be, as systemd's units have it
+// (TimerSlackNSec=).
+const TimerSlack = 500 * time.Microsecond

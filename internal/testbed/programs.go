@@ -193,6 +193,7 @@ func (b *Bed) daemon(ctx context.Context, h *topology.Host, role, config string)
 	defer notify.Close()
 	cmd := h.Command(context.Background(), filepath.Join(b.Setup.Programs, "dsco"), role, "--config", config)
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+name)
+	cmd.TimerSlack = TimerSlack
 	p, err := b.Launch(cmd)
 	if err != nil {
 		return nil, fmt.Errorf("testbed: %w", err)

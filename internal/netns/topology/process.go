@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Cmd is an [exec.Cmd] whose program runs in a host. It is killed when this
@@ -20,6 +22,10 @@ import (
 type Cmd struct {
 	*exec.Cmd
 	host *Host
+
+	// TimerSlack is how late timers of the program may be: TimerSlackNSec= of a systemd
+	// unit. 0: as those of this process.
+	TimerSlack time.Duration
 }
 
 // Command is [exec.CommandContext] in the host.
@@ -27,7 +33,7 @@ func (h *Host) Command(ctx context.Context, name string, arg ...string) *Cmd {
 	cmd := exec.CommandContext(ctx, name, arg...)
 	// What the program leaves running must not keep Wait.
 	cmd.WaitDelay = 5 * time.Second
-	return &Cmd{cmd, h}
+	return &Cmd{Cmd: cmd, host: h}
 }
 
 // Start is [exec.Cmd.Start] in the host.
@@ -38,7 +44,16 @@ func (c *Cmd) Start() error {
 	// The signal comes when the thread ends that has started the program. That
 	// of Do goes back to the runtime, which keeps it.
 	c.SysProcAttr.Pdeathsig = syscall.SIGKILL
-	return c.host.Do(c.Cmd.Start)
+	return c.host.Do(func() error {
+		if c.TimerSlack != 0 {
+			// The program has it from this thread, which gets back what it had.
+			if err := unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(c.TimerSlack), 0, 0, 0); err != nil {
+				return fmt.Errorf("timer slack: %w", err)
+			}
+			defer unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0)
+		}
+		return c.Cmd.Start()
+	})
 }
 
 // Run is [exec.Cmd.Run] in the host.

@@ -248,7 +248,7 @@ func (w *world) bulk(size int64, every int64, drain bool) int {
 	if err != nil {
 		w.t.Fatalf("seed %d, after %d moves: %v", w.seed, moves, err)
 	}
-	w.t.Logf("%d octets each way, %d moves, %d packets", size, moves, w.watch.packets)
+	w.t.Logf("%d octets each way, %d moves, %d packets", size, moves, w.watch.count())
 	w.watch.check(w.t)
 	return moves
 }

@@ -202,7 +202,12 @@ func TestStoryWrap(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Both ends agree that they are elsewhere in sequence space and time.
-	cl, se := look(t, c), look(t, s)
+	var cl, se *snapshot.Conn
+	eventually(t, "the last acknowledgements", func() bool {
+		cl, se = look(t, c), look(t, s)
+		atRest := func(c *snapshot.Conn) bool { return c.Send.Una == c.Send.Nxt && len(c.Unprocessed) == 0 }
+		return atRest(cl) && atRest(se)
+	})
 	toWrap := func(v uint32, before uint32) uint32 { return -before - v }
 	up, down := toWrap(cl.Send.Nxt, 1<<20), toWrap(se.Send.Nxt, 1<<20)
 	clock := toWrap(se.TSVal, 100)

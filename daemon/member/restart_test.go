@@ -458,6 +458,14 @@ func TestAwayAgain(t *testing.T) {
 	w.certain()
 }
 
+// move hands a client off, and waits until the target has it, and no longer.
+func (w *world) move(c netip.Addr, from, to string) {
+	w.members[from].app.handOff(c, to, 0)
+	for w.owner(c) != to {
+		w.run(10 * time.Microsecond)
+	}
+}
+
 // A client is back before it is known how the handoff has ended with which it left. Then
 // application and daemon end: the next application answers it, and does not send it to where it
 // was, from where it would come back.
@@ -465,20 +473,14 @@ func TestAwayAndBack(t *testing.T) {
 	w := begin(t, 1, 1)
 	c := clientAddr(0)
 	donor := w.members["b"]
-	move := func(from, to string) {
-		w.members[from].app.handOff(c, to, 0)
-		for w.owner(c) != to {
-			w.run(10 * time.Microsecond)
-		}
-	}
-	move("a", "b")
+	w.move(c, "a", "b")
 	w.run(time.Second)
-	move("b", "c")
+	w.move(c, "b", "c")
 	w.disconnect("b", "c", time.Minute)
 	w.run(10 * time.Millisecond)
-	move("c", "a")
+	w.move(c, "c", "a")
 	w.run(10 * time.Millisecond)
-	move("a", "b")
+	w.move(c, "a", "b")
 	w.run(10 * time.Millisecond)
 	if len(donor.m.outgoing) != 1 {
 		t.Fatalf("%d handoffs are under way", len(donor.m.outgoing))
@@ -540,23 +542,16 @@ func TestAwayLate(t *testing.T) {
 	w := begin(t, 1, 1)
 	c := clientAddr(0)
 	donor := w.members["b"]
-	move := func(from, to string) {
-		a := w.members[from].app
-		a.handOff(c, to, 0)
-		for w.owner(c) != to {
-			w.run(10 * time.Microsecond)
-		}
-	}
-	move("a", "b")
+	w.move(c, "a", "b")
 	w.run(time.Second)
-	move("b", "c")
+	w.move(c, "b", "c")
 	w.disconnect("b", "c", time.Minute)
 	w.run(10 * time.Millisecond)
-	move("c", "a")
+	w.move(c, "c", "a")
 	w.run(10 * time.Millisecond)
-	move("a", "b")
+	w.move(c, "a", "b")
 	w.run(10 * time.Millisecond)
-	move("b", "a")
+	w.move(c, "b", "a")
 	w.run(10 * time.Millisecond)
 	if len(donor.m.outgoing) != 1 {
 		t.Fatalf("%d handoffs are under way", len(donor.m.outgoing))

@@ -34,20 +34,26 @@ func TestReplay(t *testing.T) {
 	s.wait(time.Second)
 	s.update(seq(17, 0))
 	s.forget()
-	for range 10 {
+	for i := range 20 {
 		s.receive(first)
 		s.wait(time.Second)
-		s.want("send: BA 144 #15 0s to coa1 for home")
+		if i < 10 {
+			s.want("send: BA 135 #17 0s to coa1 for home")
+		} else {
+			s.want("send: BA 144 #15 0s to coa1 for home")
+		}
 		s.away(home)
 	}
 
-	// Nor that of the deregistration.
+	// Nor that of the deregistration, when its number would be right again.
 	s.bind(seq(1, long))
 	gone := s.packet(seq(2, 0))
 	s.receive(gone)
 	s.forget()
 	s.wait(time.Second)
-	s.bind(seq(1, long))
+	for _, n := range []uint16{3, 30000, 60000} {
+		s.bind(seq(n, long))
+	}
 	s.receive(gone)
 	s.want("send: BA 144 #2 0s to coa1 for home")
 	s.bound(home, coa1)

@@ -39,6 +39,7 @@ type entry struct {
 	until    time.Duration // end of the binding
 	timer    time.Duration // tentative: next probe, or success; bound: next prefix advertisement
 	mtuUntil time.Duration // when mtu is forgotten
+	gone     time.Duration // away: until when a deregistration's sequence number counts
 	pending  *request      // to be answered when tentative has ended
 }
 
@@ -119,6 +120,10 @@ func (m *HomeAgent) bound(h *entry) bool { return h.state == bound && m.now < h.
 // known reports whether h has a binding, or will have when nobody objects. A
 // Binding Update is compared with it.
 func (m *HomeAgent) known(h *entry) bool { return h.state == tentative || m.bound(h) }
+
+// compared reports whether the sequence number of h counts: it is known, or has
+// deregistered of late.
+func (m *HomeAgent) compared(h *entry) bool { return m.known(h) || m.now < h.gone }
 
 // greater reports whether a sequence number is greater than the last, modulo
 // 2^16 (RFC 6275 section 9.5.1).

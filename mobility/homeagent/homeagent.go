@@ -89,7 +89,8 @@ type Change struct {
 //	 └────────────────────────────────────────────────────────┘
 //	   lifetime 0 or over, prefix or key withdrawn
 //
-// Away, it is not ours to speak for. Tentative, we listen on the link and
+// Away, it is not ours to speak for; after a deregistration its sequence number
+// counts for 10 s all the same (RFC 6275 section 10.3.2). Tentative, we listen on the link and
 // tunnel nothing yet. Bound, we defend and tunnel.
 type HomeAgent struct {
 	cfg      Config

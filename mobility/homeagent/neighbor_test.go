@@ -164,6 +164,7 @@ func TestLinkLocalChanges(t *testing.T) {
 	// While tentative.
 	s.update(seq(18, 0))
 	s.forget()
+	s.wait(maxDeleteTimeout)
 	s.update(seq(1, long))
 	s.want("join ff02::1:ff00:1234", "link: NS home")
 	s.wait(dad / 2)
@@ -177,13 +178,13 @@ func TestLinkLocalChanges(t *testing.T) {
 	u.Sequence, u.Lifetime = 3, 0
 	s.update(u)
 	s.forget()
-	u.Sequence, u.Lifetime = 1, long
+	u.Sequence, u.Lifetime = 4, long
 	s.update(u)
 	s.forget()
-	s.update(seq(2, long))
+	s.update(seq(5, long))
 	s.hear(s.advertisement(l)) // does not matter any more
 	s.wait(dad)
-	s.want("link: NA home to all O", "send: BA 0 #2 6m40s to coa1 for home")
+	s.want("link: NA home to all O", "send: BA 0 #5 6m40s to coa1 for home")
 	if len(s.m.links) != 0 {
 		t.Error("the link-local address is still there")
 	}

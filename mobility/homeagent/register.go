@@ -2,6 +2,7 @@ package homeagent
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/distributed-servers/ds/mobility/wire"
 )
@@ -112,7 +113,7 @@ func (m *HomeAgent) careOfAllowed(a netip.Addr) bool {
 func (m *HomeAgent) authentic(h *entry, r *request, u *wire.BindingUpdate) {
 	known := m.known(h)
 	switch {
-	case known && !h.greater(r.sequence):
+	case m.compared(h) && !h.greater(r.sequence):
 		m.refuseSequence(h, r)
 	case !u.Home:
 		// Section 9.5.1: the type of a registration does not change. To begin
@@ -202,13 +203,20 @@ func (m *HomeAgent) bind(h *entry, r *request) {
 	m.acknowledge(h, r)
 }
 
-// deregister ends the binding (RFC 6275 section 10.3.2).
+// maxDeleteTimeout is MAX_DELETE_BCE_TIMEOUT (RFC 6275 section 12).
+const maxDeleteTimeout = 10 * time.Second
+
+// deregister ends the binding (RFC 6275 section 10.3.2). Nothing is intercepted
+// from now on, but the sequence number stays for a time: a Binding Update from
+// before that has been delayed is refused by it, and the deregistration said
+// again, because its answer was lost, is no error.
 func (m *HomeAgent) deregister(h *entry, r *request) {
-	if h.state == away {
+	if !m.compared(h) {
 		m.refuse(h, r, wire.NotHomeAgent)
 		return
 	}
 	m.release(h, wire.Accepted)
+	h.sequence, h.gone = r.sequence, m.now+maxDeleteTimeout
 	m.ack = wire.BindingAck{Status: wire.Accepted, Sequence: r.sequence}
 	m.acknowledge(h, r)
 }
@@ -217,7 +225,7 @@ func (m *HomeAgent) deregister(h *entry, r *request) {
 // If there has been one with a greater sequence number, that is the reason to
 // tell: who was late must not be invited to try again with a better clock.
 func (m *HomeAgent) refuseStale(h *entry, r *request) {
-	if m.known(h) && !h.greater(r.sequence) {
+	if m.compared(h) && !h.greater(r.sequence) {
 		m.refuseSequence(h, r)
 		return
 	}

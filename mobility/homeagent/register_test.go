@@ -45,6 +45,44 @@ func TestDeregisteredWhileTentative(t *testing.T) {
 	s.away(home)
 }
 
+// RFC 6275 section 10.3.2: a Binding Update that has been delayed must not bring
+// back what has been deregistered since, and its sender is told why. For 10 s the
+// home agent remembers the number, though nothing is intercepted any more.
+func TestSection10_3_2Delayed(t *testing.T) {
+	for _, link := range []func(*Config){func(*Config) {}, virtual} {
+		s := newScene(t, link)
+		s.bind(seq(15, long))
+		delayed := s.packet(seq(16, long))
+		s.update(seq(17, 0))
+		s.forget()
+		s.receive(s.echo(cn, home))
+		s.silence()
+		s.receive(delayed)
+		s.want("send: BA 135 #17 0s to coa1 for home")
+
+		// It is the number that counts: another clock does not help.
+		s.wait(maxDeleteTimeout - 1)
+		s.update(seq(17, long))
+		s.want("send: BA 135 #17 0s to coa1 for home")
+		s.away(home)
+
+		// The answer was lost: what is said again has the same one, and counts.
+		s.update(seq(18, 0))
+		s.want("send: BA 0 #18 0s to coa1 for home")
+		s.wait(maxDeleteTimeout - 1)
+		s.update(seq(18, long))
+		s.want("send: BA 135 #18 0s to coa1 for home")
+
+		s.wait(1)
+		s.update(seq(19, 0))
+		s.want("send: BA 133 #19 0s to coa1 for home")
+		s.wait(time.Millisecond)
+		s.update(seq(2, long))
+		s.accepted(2, long)
+		s.bound(home, coa1)
+	}
+}
+
 // The heart of it: another node takes over with a greater sequence number, and
 // the very next packet goes to it.
 func TestTakeover(t *testing.T) {
@@ -232,7 +270,10 @@ func TestTimestampEra(t *testing.T) {
 	s.stamp = 0 // the number begins anew
 	s.update(seq(16, long))
 	s.want("send: BA 0 #16 6m40s to coa1 for home")
-	s.update(seq(17, 0))
+	s.receive(before)
+	s.want("send: BA 135 #16 0s to coa1 for home")
+	s.update(seq(30000, long))
+	s.update(seq(60000, long)) // 15 is greater again
 	s.forget()
 	s.receive(before)
 	s.want("send: BA 144 #15 0s to coa1 for home")
@@ -293,11 +334,11 @@ func TestChanges(t *testing.T) {
 	want(Change{home, coa2, s.now + long, wire.Accepted})
 	s.update(seq(17, 0))
 	want(Change{Home: home})
-	s.bind(seq(1, 8*time.Second))
+	s.bind(seq(18, 8*time.Second))
 	s.changes = nil
 	s.wait(8 * time.Second)
 	want(Change{Home: home})
-	s.update(seq(1, long))
+	s.update(seq(19, long))
 	s.hear(s.advertisement(home))
 	want(Change{Home: home, Status: wire.DuplicateAddress})
 }

@@ -79,11 +79,16 @@ func (m *Member) tellPassed() {
 
 // passed is, at the contact, that a client is another member's, which may not have a
 // connection to say so itself. Who has not told everything yet may tell of one that is
-// not known here; later it is not known because it has gone.
+// not known here; later it is not known because it has gone. It may have gone on since, too:
+// that is hearsay, which counts until that other member can tell.
 func (m *Member) passed(from, to string, o Owned, anew bool) {
 	was, known := m.owners[o.Client]
 	later := known && was.Name == from && (o.Epoch == 0 || o.Epoch > was.Epoch)
-	if _, is := m.cfg.Nodes[to]; is && (later || !known && anew) {
+	switch _, is := m.cfg.Nodes[to]; {
+	case !is:
+	case later:
 		m.setOwner(o.Client, Owner{Name: to, Epoch: max(was.Epoch+1, o.Epoch)})
+	case !known && anew:
+		m.hearsay[o.Client] = to
 	}
 }

@@ -78,6 +78,7 @@ func TestPassedBeforeTakeover(t *testing.T) {
 		if self {
 			w.down("a", "c")
 			w.members["a"].step(Takeover{ID: 1, Force: true})
+			w.run(10 * time.Millisecond) // b may have it as well, until it has told
 		} else {
 			w.reconnected("a", "b")
 		}
@@ -89,6 +90,39 @@ func TestPassedBeforeTakeover(t *testing.T) {
 		w.settled()
 		w.certain()
 	}
+}
+
+// A donor whose daemon was started anew tells that the contact has a client, which has gone
+// on from there since. Application and daemon of the contact have ended, too, and know nothing
+// of it; who has the client is not connected yet. What the client sends waits for that one.
+func TestPassedLongAgo(t *testing.T) {
+	w := begin(t, 1, 1)
+	c := clientAddr(0)
+	a, b := w.members["a"], w.members["b"]
+	w.move(c, "a", "b")
+	w.run(2 * passTime)
+	w.move(c, "b", "a")
+	w.run(10 * time.Millisecond)
+	w.move(c, "a", "c")
+	w.run(passTime * 9 / 10)
+	b.restart()
+	w.run(passTime / 2)
+	if len(a.m.donated) != 0 || len(b.m.donated) != 1 {
+		t.Fatalf("a remembers %v, and b %v", a.m.donated, b.m.donated)
+	}
+	w.down("a", "c")
+	w.lose(a.app)
+	a.app = nil
+	a.restart()
+	a.attach()
+	b.restart()
+	w.run(10 * time.Millisecond)
+	w.expect("a", 0, ack, "")
+	w.reconnected("a", "c")
+	w.expect("a", 0, ack, "c")
+	w.run(time.Minute)
+	w.settled()
+	w.certain()
 }
 
 // The daemon of the contact a is started anew after b has taken over without its

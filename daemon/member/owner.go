@@ -339,6 +339,7 @@ func (m *Member) setOwner(client netip.Addr, o Owner) {
 	m.owners[client] = o
 	m.beginners.remove(client)
 	delete(m.forgotten.of, client)
+	delete(m.hearsay, client)
 	m.out.Relay = append(m.out.Relay, relay.SetOwner{Client: client, Owner: m.cfg.Nodes[o.Name].CareOf, Epoch: o.Epoch})
 }
 

@@ -19,7 +19,8 @@ import (
 //
 //   - What may be in the middle of a connection goes to the one node that may have
 //     it: to this one, when all others have told what they own. While there are two
-//     it is dropped, and comes again.
+//     it is dropped, and comes again. A member that is not connected may have it
+//     if another one has passed it on to that.
 //   - What begins a connection waits likewise, but only for members that are
 //     connected, or were less than StartGrace ago: a client that is new is not to
 //     wait for a node that does not run. After ReportTime it is taken in any case.
@@ -111,11 +112,15 @@ func (m *Member) Unknown(now time.Duration, packet []byte) (careOf netip.Addr, o
 	m.now = max(m.now, now)
 	client := src(packet)
 	o, known := m.owners[client]
+	at, heard := m.hearsay[client]
+	heard = heard && at != m.cfg.Name && m.up[at] == nil // it cannot tell
 	switch {
 	case known: // since the relay has looked
 		return m.cfg.Nodes[o.Name].CareOf, true
 	case isAlone(packet), m.beginners.has(client, m.now):
 		return m.self.CareOf, true
+	case heard && begins(packet):
+		return m.cfg.Nodes[at].CareOf, true
 	case begins(packet):
 		if m.waits() {
 			return netip.Addr{}, false
@@ -134,7 +139,7 @@ func (m *Member) Unknown(now time.Duration, packet []byte) (careOf netip.Addr, o
 	var may []string
 	for name := range m.cfg.Nodes {
 		_, missing := m.missing[name]
-		if missing || m.awaiting && name == m.cfg.Name || m.now < m.handshakes[name] {
+		if missing || heard && name == at || m.awaiting && name == m.cfg.Name || !heard && m.now < m.handshakes[name] {
 			may = append(may, name)
 		}
 	}

@@ -287,13 +287,10 @@ func (n *Node) attachOnce() (a *Attachment, accepts bool, err error) {
 func (n *Node) resumed(a *Attachment, accepts bool) *unhurried {
 	n.reconfigure(&a.Config)
 	// A daemon that was started anew may have forgotten bindings, and nobody
-	// would renew them. It says which it has; until then what comes by them is
-	// taken, and what is sent goes through the tunnel.
-	for _, addr := range n.clients.here() {
-		if n.stack.Bound(addr) {
-			n.stack.Leave(addr, grace)
-		}
-	}
+	// would renew them, those of clients that have no connection now included. It says which
+	// it has; until then what comes by them is taken, and what is sent goes through the
+	// tunnel.
+	n.stack.LeaveAll(grace)
 	n.mu.Lock()
 	if n.closed {
 		n.mu.Unlock()

@@ -239,6 +239,15 @@ func (s *Stack) Bind(client netip.Addr) { s.setBinding(client, bound, 0) }
 // its connections are.
 func (s *Stack) Leave(client netip.Addr, grace time.Duration) { s.setBinding(client, leaving, grace) }
 
+// LeaveAll is Leave for all clients, when nobody knows any more which bindings there are.
+func (s *Stack) LeaveAll(grace time.Duration) {
+	if shim := s.link.shim; shim != nil {
+		for _, client := range shim.bindings.bound() {
+			shim.set(client, leaving, grace)
+		}
+	}
+}
+
 // Unbind ends a binding at once.
 func (s *Stack) Unbind(client netip.Addr) { s.setBinding(client, unbound, 0) }
 

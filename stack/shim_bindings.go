@@ -121,6 +121,19 @@ func (b *bindings) set(client netip.Addr, state bindingState) {
 	t.setTag(slot, tag|uint32(state))
 }
 
+// bound are the clients that are.
+func (b *bindings) bound() (clients []netip.Addr) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	t := b.table.Load()
+	for i, client := range t.clients {
+		if tag := t.tags[i/4].Load() >> (i % 4 * 8) & 0xff; bindingState(tag&tagState) == bound {
+			clients = append(clients, netip.AddrFrom16(client))
+		}
+	}
+	return clients
+}
+
 // rebuild makes a table without the clients that are unbound, with room for as
 // many again. mu is held.
 func (b *bindings) rebuild(old *bindingTable) *bindingTable {

@@ -226,8 +226,8 @@ func (n *Node) open(c config.Server, h *host.Host) (s *service, err error) {
 		Name: n.cfg.Node.Name, Home: c.Address, HomeAgent: c.HomeAgent, SPI: c.SPI, Key: wire.SharedKey(key),
 		Nodes: n.nodesOf(n.cfg.Node.Peers, &c), Contact: contact, Records: recs, Words: &s.words, Epoch: n.begin, Rand: rand.Reader,
 		Session:     api.SessionConfig{MTU: c.MTU, Queues: c.Queues, TUN: s.tun},
-		IdleTimeout: time.Duration(c.IdleTimeout),
-		External:    c.Tunnel == config.TunnelMIP6D,
+		IdleTimeout: time.Duration(c.IdleTimeout), RegisterTimeout: time.Duration(c.RegisterTimeout),
+		External: c.Tunnel == config.TunnelMIP6D,
 	})
 	if err != nil {
 		return s, err

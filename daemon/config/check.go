@@ -117,6 +117,7 @@ func (d *decoder) checkServer(path string, c *Config, s *Server, u *unique) {
 	}
 	d.checkTunnel(path, s)
 	d.checkTime(path+".idle_timeout", s.IdleTimeout)
+	d.checkTime(path+".register_timeout", s.RegisterTimeout)
 	if d.has(path+".user_groups") && !d.has(path+".users") {
 		s.Users = nil
 	}
@@ -213,6 +214,11 @@ func (d *decoder) checkHomeAgent(h *HomeAgent) {
 		}
 	}
 	d.checkTime("home_agent.refresh_advice", h.RefreshAdvice)
+	d.checkTime("home_agent.min_prefix_interval", h.MinPrefixInterval)
+	d.checkTime("home_agent.max_prefix_interval", h.MaxPrefixInterval)
+	if h.MinPrefixInterval > h.MaxPrefixInterval {
+		d.report("home_agent.min_prefix_interval", "write no more than max_prefix_interval", "%s is more than %s", time.Duration(h.MinPrefixInterval), time.Duration(h.MaxPrefixInterval))
+	}
 	if h.TunnelMTU < minMTU || h.TunnelMTU > maxMTU {
 		d.report("home_agent.tunnel_mtu", fmt.Sprintf("write %d to %d, usually 1500", minMTU, maxMTU), "%d: a tunnel of %d and its header do not fit, or it is more than a packet", h.TunnelMTU, minMTU-40)
 	}

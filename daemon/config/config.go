@@ -120,6 +120,11 @@ type Server struct {
 	// IdleTimeout is how long a client without connections keeps its owner and
 	// its binding. Default 60s.
 	IdleTimeout Duration `toml:"idle_timeout"`
+
+	// RegisterTimeout is how long the contact waits for the home agent's answer
+	// to its first registration before it asks again
+	// (InitialBindackTimeoutFirstReg, RFC 6275 section 13). Default 1.5s.
+	RegisterTimeout Duration `toml:"register_timeout"`
 }
 
 // Values of Server.Tunnel.
@@ -153,6 +158,14 @@ type HomeAgent struct {
 	// RefreshAdvice bounds how long it takes until contact nodes notice that
 	// this home agent has restarted. Default 12s.
 	RefreshAdvice Duration `toml:"refresh_advice"`
+
+	// PrefixAdvertisements lets it send Mobile Prefix Advertisements (RFC 6275
+	// section 8.4). Default true. MinPrefixInterval and MaxPrefixInterval are the
+	// least and the greatest delay of one that nobody asked for
+	// (MinMobPfxAdvInterval, MaxMobPfxAdvInterval, section 13). Default 10m and 24h.
+	PrefixAdvertisements *bool    `toml:"prefix_advertisements"`
+	MinPrefixInterval    Duration `toml:"min_prefix_interval"`
+	MaxPrefixInterval    Duration `toml:"max_prefix_interval"`
 
 	// TunnelMTU is the MTU of the path to the contact nodes. Default 1500.
 	TunnelMTU int `toml:"tunnel_mtu"`

@@ -43,12 +43,16 @@ func (s *Server) setDefaults() {
 	on(&s.Offload)
 	set(&s.Tunnel, TunnelUser)
 	set(&s.IdleTimeout, Duration(60*time.Second))
+	set(&s.RegisterTimeout, Duration(1500*time.Millisecond))
 }
 
 func (h *HomeAgent) setDefaults() {
 	set(&h.Queue, 7847)
 	on(&h.KernelTunnels)
 	set(&h.RefreshAdvice, Duration(12*time.Second))
+	on(&h.PrefixAdvertisements)
+	set(&h.MinPrefixInterval, Duration(10*time.Minute))
+	set(&h.MaxPrefixInterval, Duration(24*time.Hour))
 	set(&h.TunnelMTU, 1500)
 	set(&h.State, "/var/lib/dsco/home-agent")
 	set(&h.Socket, "/run/dsco/home-agent.sock")

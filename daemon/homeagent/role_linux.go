@@ -203,6 +203,10 @@ func machineConfig(cfg *config.HomeAgent, keys map[netip.Addr]homeagent.Credenti
 		Rand:          rand.Reader,
 		RefreshAdvice: time.Duration(cfg.RefreshAdvice),
 		TunnelMTU:     cfg.TunnelMTU,
+
+		MinPrefixInterval:      time.Duration(cfg.MinPrefixInterval),
+		MaxPrefixInterval:      time.Duration(cfg.MaxPrefixInterval),
+		NoPrefixAdvertisements: cfg.PrefixAdvertisements != nil && !*cfg.PrefixAdvertisements,
 	}
 	for _, p := range cfg.Prefixes {
 		m.Prefixes = append(m.Prefixes, homeagent.Prefix{Prefix: p})

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -226,5 +227,21 @@ func TestLeaves(t *testing.T) {
 		if leaves(status) != want {
 			t.Errorf("%v: %t", status, !want)
 		}
+	}
+}
+
+// What is for the operator to choose (RFC 6275 sections 8.4, 13) reaches the machine.
+func TestMachineConfig(t *testing.T) {
+	cfg := config.Config{HomeAgent: new(config.HomeAgent)}
+	cfg.SetDefaults()
+	m := machineConfig(cfg.HomeAgent, nil, time.Now())
+	if m.NoPrefixAdvertisements || m.MinPrefixInterval != 600*time.Second || m.MaxPrefixInterval != 86400*time.Second {
+		t.Errorf("by default: %+v", m)
+	}
+	cfg.HomeAgent.PrefixAdvertisements = new(false)
+	cfg.HomeAgent.MinPrefixInterval, cfg.HomeAgent.MaxPrefixInterval = config.Duration(time.Minute), config.Duration(time.Hour)
+	m = machineConfig(cfg.HomeAgent, nil, time.Now())
+	if !m.NoPrefixAdvertisements || m.MinPrefixInterval != time.Minute || m.MaxPrefixInterval != time.Hour {
+		t.Errorf("%+v", m)
 	}
 }

@@ -61,6 +61,10 @@ type Config struct {
 	// its binding. Default 60 s.
 	IdleTimeout time.Duration
 
+	// RegisterTimeout is how long a registration waits for its first answer
+	// ([node.Config]). Default 1.5 s.
+	RegisterTimeout time.Duration
+
 	// StartGrace is how long after its start a contact waits for the other
 	// members before it registers. Default 1 s.
 	StartGrace time.Duration
@@ -405,6 +409,7 @@ func New(cfg Config) (*Member, error) {
 	var err error
 	mobile := node.Config{
 		Home: cfg.Home, CareOf: self.CareOf, HomeAgent: cfg.HomeAgent, SPI: cfg.SPI, Key: cfg.Key, Epoch: cfg.Epoch, Rand: cfg.Rand,
+		RegisterTimeout: cfg.RegisterTimeout,
 	}
 	if m.machine, err = node.New(mobile); err != nil {
 		return nil, fmt.Errorf("member: %s: %w", m.home, err)

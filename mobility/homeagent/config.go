@@ -76,6 +76,11 @@ type Config struct {
 	// delay of a Mobile Prefix Advertisement that nobody asked for. Default
 	// 600 s and 86400 s.
 	MinPrefixInterval, MaxPrefixInterval time.Duration
+
+	// NoPrefixAdvertisements: Mobile Prefix Advertisements are sent neither
+	// unasked nor in answer to solicitations (RFC 6275 section 8.4 wants that to
+	// be the operator's choice).
+	NoPrefixAdvertisements bool
 }
 
 // Prefix is a prefix of the home link.
@@ -125,6 +130,9 @@ func New(cfg Config) (*HomeAgent, error) {
 	}
 	if cfg.MaxLifetime != 0 && cfg.MaxLifetime < wire.LifetimeUnit {
 		return nil, fmt.Errorf("homeagent: new: lifetime of %v is less than can be said", cfg.MaxLifetime)
+	}
+	if cfg.MinPrefixInterval > 0 && cfg.MaxPrefixInterval > 0 && cfg.MinPrefixInterval > cfg.MaxPrefixInterval {
+		return nil, fmt.Errorf("homeagent: new: least prefix interval of %v, greatest of %v", cfg.MinPrefixInterval, cfg.MaxPrefixInterval)
 	}
 	for _, a := range cfg.Agents {
 		if !routable(a.Addr) {

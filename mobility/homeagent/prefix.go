@@ -151,7 +151,9 @@ func (m *HomeAgent) setPrefixes(list []Prefix) {
 		if h.state == bound {
 			// RFC 6275 sections 10.3.1, 10.6.4: no binding outlives its prefix.
 			h.until = min(h.until, p.valid)
-			h.timer, h.adverts = min(h.timer, m.now+m.advertDelay(p)), 0
+			if !m.cfg.NoPrefixAdvertisements {
+				h.timer, h.adverts = min(h.timer, m.now+m.advertDelay(p)), 0
+			}
 			m.schedule(h)
 		}
 	}
@@ -181,7 +183,7 @@ func (m *HomeAgent) advertDelay(p *prefix) time.Duration {
 // transmission is scheduled, and takes place after a random delay.
 func (m *HomeAgent) nextAdvert(h *entry) time.Duration {
 	p := m.homePrefix(h.addr)
-	if p == nil {
+	if p == nil || m.cfg.NoPrefixAdvertisements {
 		return forever
 	}
 	return m.now + m.cfg.MaxPrefixInterval + m.advertDelay(p)
@@ -204,7 +206,7 @@ func (m *HomeAgent) advertisePrefixes(h *entry) {
 // address of a binding and comes from its care-of address, which has been
 // checked. To someone else the answer is not sent.
 func (m *HomeAgent) prefixSolicitation(p *wire.Packet, s *wire.PrefixSolicitation) {
-	if !p.Home.IsValid() {
+	if !p.Home.IsValid() || m.cfg.NoPrefixAdvertisements {
 		return
 	}
 	h := m.homes[p.Home.As16()]

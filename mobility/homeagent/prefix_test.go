@@ -100,6 +100,25 @@ func TestPrefixesAcknowledged(t *testing.T) {
 	}
 }
 
+// RFC 6275 section 8.4: an operator may want none, asked for or not.
+func TestSection8_4NoPrefixAdvertisements(t *testing.T) {
+	for _, none := range []bool{false, true} {
+		s := newScene(t, virtual, func(cfg *Config) { cfg.NoPrefixAdvertisements = none })
+		s.update(seq(15, 200000*time.Second))
+		s.want("send: BA 0 #15 55h33m20s to coa1 for home")
+		s.solicitPrefixes()
+		s.step(SetPrefixes{s.cfg.Prefixes})
+		s.wait(199999 * time.Second)
+		if sent := len(s.log) > 0; sent == none {
+			t.Errorf("none wanted: %t; sent: %q", none, s.log)
+		}
+		s.forget()
+		s.bound(home, coa1)
+		s.wait(time.Second) // its end is not missed
+		s.away(home)
+	}
+}
+
 // RFC 6275 sections 10.3.1, 10.6.4.
 func TestPrefixWithdrawn(t *testing.T) {
 	s := newScene(t)

@@ -16,7 +16,7 @@ import (
 // Protocol constants and configuration variables (RFC 6275 sections 12, 13).
 const (
 	InitialBindackTimeout         = time.Second             // INITIAL_BINDACK_TIMEOUT
-	InitialBindackTimeoutFirstReg = 1500 * time.Millisecond // InitialBindackTimeoutFirstReg
+	InitialBindackTimeoutFirstReg = 1500 * time.Millisecond // InitialBindackTimeoutFirstReg, its default
 	MaxBindackTimeout             = 32 * time.Second        // MAX_BINDACK_TIMEOUT
 	MaxTokenLifetime              = 210 * time.Second       // MAX_TOKEN_LIFETIME
 	MaxRRBindingLifetime          = 420 * time.Second       // MAX_RR_BINDING_LIFETIME
@@ -52,6 +52,11 @@ type Config struct {
 
 	// HomeLifetime is asked of the home agent; 0: 10 minutes.
 	HomeLifetime time.Duration
+
+	// RegisterTimeout is how long the first Binding Update to the home agent waits
+	// for its acknowledgement, which has to wait for Duplicate Address Detection
+	// there; 0: InitialBindackTimeoutFirstReg (RFC 6275 sections 11.8, 13).
+	RegisterTimeout time.Duration
 
 	// CorrespondentLifetime is asked of clients; 0: 420 seconds, the most that
 	// RFC 6275 allows (section 12).
@@ -345,6 +350,7 @@ func New(cfg Config) (*Node, error) {
 		def, least time.Duration
 	}{
 		{"home lifetime", &cfg.HomeLifetime, 10 * time.Minute, 2 * wire.LifetimeUnit},
+		{"register timeout", &cfg.RegisterTimeout, InitialBindackTimeoutFirstReg, 100 * time.Millisecond},
 		{"correspondent lifetime", &cfg.CorrespondentLifetime, MaxRRBindingLifetime, 2 * wire.LifetimeUnit},
 		{"bind timeout", &cfg.BindTimeout, 350 * time.Millisecond, time.Millisecond},
 		{"unsupported lifetime", &cfg.UnsupportedLifetime, 10 * time.Minute, time.Second},

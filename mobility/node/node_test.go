@@ -28,6 +28,7 @@ func TestConfig(t *testing.T) {
 		{func(c *Config) { c.Key = wire.SharedKey("short") }, "key"},
 		{func(c *Config) { c.Rand = nil }, "rand"},
 		{func(c *Config) { c.HomeLifetime = time.Second }, "home lifetime"},
+		{func(c *Config) { c.RegisterTimeout = time.Millisecond }, "register timeout"},
 		{func(c *Config) { c.CorrespondentLifetime = -time.Second }, "correspondent lifetime"},
 		{func(c *Config) { c.Attempts = -1 }, "attempts"},
 	} {
@@ -39,6 +40,29 @@ func TestConfig(t *testing.T) {
 		}
 		if err != nil && !strings.HasPrefix(err.Error(), "node: ") {
 			t.Errorf("%q", err)
+		}
+	}
+}
+
+// RFC 6275 section 13: InitialBindackTimeoutFirstReg is for the operator to choose.
+// It is for the first registration, and doubles.
+func TestSection13RegisterTimeout(t *testing.T) {
+	for _, timeout := range []time.Duration{0, 4 * time.Second} {
+		cfg := config(addrA, 0)
+		cfg.RegisterTimeout = timeout
+		n := newNode(t, cfg)
+		n.Step(0, Register{})
+		if timeout == 0 {
+			timeout = 1500 * time.Millisecond
+		}
+		for _, want := range []time.Duration{timeout, 3 * timeout, 7 * timeout} {
+			at, ok := n.NextDeadline()
+			if !ok || at != want {
+				t.Fatalf("sent again after %v, want %v", at, want)
+			}
+			if out := n.Step(at, Tick{}); len(out.Send) != 1 {
+				t.Fatalf("%d packets at %v", len(out.Send), at)
+			}
 		}
 	}
 }

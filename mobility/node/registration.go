@@ -107,7 +107,7 @@ func (n *Node) askHomeAgent() {
 	r.due, r.pending, r.tries = true, false, 0
 	r.wait = InitialBindackTimeout
 	if r.goal == regOn && r.expires <= n.now {
-		r.wait = InitialBindackTimeoutFirstReg
+		r.wait = n.cfg.RegisterTimeout
 	}
 }
 

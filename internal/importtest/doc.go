@@ -4,4 +4,6 @@
 // reports each one that breaks a rule together with the rule's reason.
 //
 // A new arrow is a decision: change the table in the same commit, and say why.
+//
+// Another test reads the machines, and finds clocks, goroutines and the like in them.
 package importtest

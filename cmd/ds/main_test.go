@@ -3,8 +3,11 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -65,12 +68,58 @@ func TestDemo(t *testing.T) {
 	if e := json.Unmarshal([]byte(out), &res); err != nil || e != nil || res.Handoffs != 6 || res.Bytes != 4<<20 || !strings.Contains(res.Why, "dsco") {
 		t.Errorf("%v, %v: %s", err, e, out)
 	}
-	out, err = ds(t, "demo", "--size", "512KiB", "--handoffs", "3", "--mode", "memory")
+	dir := t.TempDir()
+	out, err = ds(t, "demo", "--size", "512KiB", "--handoffs", "3", "--mode", "memory",
+		"--pcap", filepath.Join(dir, "demo.pcapng"), "--ladder", filepath.Join(dir, "ladder"))
 	if err != nil || !strings.Contains(out, "correct: 3 handoffs, 2MiB in ") || !strings.Contains(out, "2 of 2, 2 of them optimised") {
 		t.Errorf("%v:\n%s", err, out)
 	}
 	if _, err := ds(t, "demo", "--mode", "namespaces"); err == nil || !strings.Contains(err.Error(), "no dsco") {
 		t.Errorf("namespaces without dsco: error %v", err)
+	}
+	for _, ext := range []string{"txt", "svg"} {
+		if b, err := os.ReadFile(filepath.Join(dir, "ladder."+ext)); err != nil || !bytes.Contains(b, []byte("client-visible gap: ")) {
+			t.Errorf("ladder.%s does not show the gap (%v)", ext, err)
+		}
+	}
+	t.Run("captures", func(t *testing.T) { testCaptures(t, dir) })
+}
+
+// testCaptures has tshark dissect what ds demo --pcap has written: TCP and Mobile
+// IPv6, whatever is around them, and nothing malformed.
+func testCaptures(t *testing.T, dir string) {
+	probe.Skip(t, probe.Program("tshark"))
+	const tcp, mobility = "tcp", "mipv6"
+	for host, want := range map[string][]string{
+		"client-1":   {"ipv6.routing:" + tcp, "ipv6.dstopts:" + tcp, "ipv6.routing:" + mobility, "ipv6.dstopts:" + mobility, mobility},
+		"client-2":   {tcp, mobility, "icmpv6:ipv6:" + mobility},
+		"home-agent": {tcp, "ipv6:" + tcp, mobility, "ipv6:" + mobility, "ipv6.routing:" + mobility, "ipv6.dstopts:" + mobility},
+		"node-1":     {"ipv6:" + tcp, "ipv6.routing:" + tcp, "ipv6.dstopts:" + tcp, "ipv6:" + mobility, "ipv6.dstopts:" + mobility},
+		"node-2":     {"ipv6:" + tcp, "ipv6.routing:" + tcp, "ipv6.dstopts:" + tcp, mobility, "ipv6.dstopts:" + mobility},
+		"node-3":     {"ipv6:" + tcp, "ipv6.routing:" + tcp, "ipv6.dstopts:" + tcp, mobility, "ipv6.dstopts:" + mobility},
+	} {
+		name := filepath.Join(dir, "demo-"+host+".pcapng")
+		out, err := exec.Command("tshark", "-n", "-r", name, "-T", "fields", "-E", "separator=|",
+			"-e", "frame.protocols", "-e", "_ws.malformed", "-e", "_ws.expert.message").Output()
+		if err != nil {
+			t.Errorf("%s: %v", host, err)
+			continue
+		}
+		seen := make(map[string]bool)
+		for i, line := range strings.Split(strings.TrimSpace(string(out)), "\n") {
+			f := strings.Split(line, "|")
+			protocols, ok := strings.CutPrefix(strings.TrimSuffix(f[0], ":data"), "raw:ipv6:")
+			last := protocols[strings.LastIndexByte(protocols, ':')+1:]
+			seen[protocols] = true
+			if !ok || last != tcp && last != mobility || f[1] != "" || last == mobility && f[2] != "" {
+				t.Errorf("%s, packet %d: %s", host, i+1, line)
+			}
+		}
+		for _, w := range want {
+			if !seen[w] {
+				t.Errorf("%s: no packet is %s; there are %v", host, w, slices.Sorted(maps.Keys(seen)))
+			}
+		}
 	}
 }
 

@@ -15,8 +15,9 @@ var (
 	Home       = netip.MustParseAddr("2001:db8:a::5") // the distributed server address
 )
 
-// Port is that of the service.
-const Port = 80
+// Port is that of the service: one that Wireshark does not take for a protocol,
+// which this is none of.
+const Port = 7777
 
 // CareOf is the care-of address of node i, from 1 on.
 func CareOf(i int) netip.Addr {

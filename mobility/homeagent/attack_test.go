@@ -275,6 +275,159 @@ func TestForgedAgainstBinding(t *testing.T) {
 	s.bound(home, coa1)
 }
 
+// A spoofed Binding Update makes no binding, changes none and ends none, whatever of
+// it is right, and has one answer at most. Each is sent where the home address has no
+// binding, where it has one, and where it has just been deregistered.
+func TestSpoofedUpdates(t *testing.T) {
+	with := func(f func(u *bu)) func(*scene) []byte {
+		return func(s *scene) []byte {
+			u := seq(100, long)
+			f(&u)
+			return s.packet(u)
+		}
+	}
+	// What the home agent has sent, sent back to it, as it is or as something else.
+	reflected := func(edit func(p *wire.Packet)) func(*scene) []byte {
+		return func(s *scene) []byte {
+			for words, b := range s.raw {
+				if strings.HasPrefix(words, "send: BA 0 #10") && strings.HasSuffix(words, "for home2") {
+					p, err := wire.ParsePacket(b)
+					if err != nil {
+						s.Fatal(err)
+					}
+					p.Src, p.Dst = p.Dst, p.Src
+					p.Payload = append([]byte(nil), p.Payload...)
+					edit(&p)
+					p.Payload = checksummed(p.Payload, p.Source(), p.Destination(), 4)
+					return s.bytes(&p)
+				}
+			}
+			s.Fatal("no acknowledgement")
+			return nil
+		}
+	}
+	redirected := func(dst netip.Addr) func(*scene) []byte {
+		return func(s *scene) []byte {
+			p, err := wire.ParsePacket(s.packet(seq(100, long)))
+			if err != nil {
+				s.Fatal(err)
+			}
+			p.Dst = dst
+			p.Payload = checksummed(p.Payload, p.Source(), dst, 4)
+			return s.bytes(&p)
+		}
+	}
+	attacks := []struct {
+		name   string
+		packet func(s *scene) []byte
+	}{
+		{"the key of another home address", with(func(u *bu) { u.key = secret2 })},
+		{"the key of another home address, to deregister", with(func(u *bu) { u.key, u.Lifetime = secret2, 0 })},
+		{"made for another home address", func(s *scene) []byte {
+			u := seq(100, long)
+			u.home = home2
+			p, err := wire.ParsePacket(s.packet(u))
+			if err != nil {
+				s.Fatal(err)
+			}
+			p.Home = home
+			p.Payload = checksummed(p.Payload, home, agentAddr, 4)
+			return s.bytes(&p)
+		}},
+		{"another care-of address than was signed", func(s *scene) []byte {
+			p, err := wire.ParsePacket(s.packet(seq(100, long)))
+			if err != nil {
+				s.Fatal(err)
+			}
+			p.Src = stranger
+			return s.bytes(&p)
+		}},
+		{"another alternate care-of address than was signed", with(func(u *bu) {
+			u.AltCareOf = coa2
+			u.spoil = func(mh []byte) { mh[31] ^= 1 }
+		})},
+		{"no signature", with(func(u *bu) { u.noAuth = true })},
+		{"no timestamp", with(func(u *bu) { u.noStamp = true })},
+		{"replayed", func(s *scene) []byte { return s.last }},
+		{"recorded before, with a greater sequence number", func(s *scene) []byte { return s.unsent }},
+		{"an old sequence number", with(func(u *bu) { u.Sequence = 9 })},
+		{"an old sequence number, to deregister", with(func(u *bu) { u.Sequence, u.Lifetime = 9, 0 })},
+		{"the acknowledgement, reflected", reflected(func(p *wire.Packet) {})},
+		{"the acknowledgement, reflected with a Home Address option", reflected(func(p *wire.Packet) { p.Home, p.Routing = p.Routing, netip.Addr{} })},
+		{"the acknowledgement, reflected as an update", reflected(func(p *wire.Packet) {
+			p.Home, p.Routing = p.Routing, netip.Addr{}
+			p.Payload[2] = byte(wire.TypeBindingUpdate)
+			p.Payload[8] |= 0xc0
+		})},
+		{"to a group", redirected(addr("ff02::1"))},
+		{"to a link-local address", redirected(addr("fe80::1"))},
+		{"to the home address", redirected(home)},
+		{"through a stranger's tunnel", func(s *scene) []byte { return s.tunnelled(stranger, s.packet(seq(100, long))) }},
+	}
+	for _, bad := range []string{"ff0e::1", "fe80::77", agentAddr.String(), "::", "::1", "::ffff:192.0.2.1"} {
+		a := addr(bad)
+		attacks = append(attacks, []struct {
+			name   string
+			packet func(s *scene) []byte
+		}{
+			{"home address " + bad, with(func(u *bu) { u.home, u.key = a, secret })},
+			{"home address " + bad + " without option", with(func(u *bu) { u.home, u.src, u.noHAO, u.key, u.Lifetime = a, a, true, secret, 0 })},
+			{"care-of address " + bad, with(func(u *bu) { u.src = a })},
+			{"alternate care-of address " + bad, with(func(u *bu) { u.AltCareOf = a })},
+		}...)
+	}
+	for _, attack := range attacks {
+		for _, start := range []string{"no binding", "bound", "deregistered"} {
+			if start == "no binding" && (attack.name == "replayed" || strings.HasPrefix(attack.name, "recorded") || strings.HasPrefix(attack.name, "an old")) {
+				continue // nothing has been before
+			}
+			t.Run(attack.name+"/"+start, func(t *testing.T) {
+				s := newScene(t, virtual)
+				u := seq(10, long)
+				u.home = home2
+				s.bind(u)
+				if start != "no binding" {
+					s.unsent = s.packet(seq(200, long)) // lost on its way
+					s.last = s.packet(seq(10, long))
+					s.receive(s.last)
+					s.bound(home, coa1)
+				}
+				if start == "deregistered" {
+					s.wait(time.Second)
+					s.last = s.packet(seq(11, 0))
+					s.receive(s.last)
+				}
+				s.wait(time.Second)
+				s.forget()
+				s.changes = nil
+				before := s.cache()
+				s.receive(attack.packet(s))
+				if len(s.log) > 1 {
+					t.Errorf("answered by %q", s.log)
+				}
+				s.wait(5 * time.Second)
+				if after := s.cache(); after != before || len(s.changes) > 0 {
+					t.Errorf("it was\n%s, it is\n%s, changes %v", before, after, s.changes)
+				}
+			})
+		}
+	}
+}
+
+// cache is what is known of home addresses.
+func (s *scene) cache() string {
+	var b strings.Builder
+	for _, a := range []netip.Addr{home, home2} {
+		h := s.m.homes[a.As16()]
+		fmt.Fprintf(&b, "%s: state %d, to %v until %v, number %d, remembered until %v\n",
+			name(a), h.state, h.careOf, h.until, h.sequence, h.gone)
+	}
+	if len(s.m.homes) != len(s.cfg.Keys) || s.m.inUse > 2 {
+		fmt.Fprintf(&b, "%d home addresses, %d in use\n", len(s.m.homes), s.m.inUse)
+	}
+	return b.String()
+}
+
 func TestTunnelSpoofing(t *testing.T) {
 	s := newScene(t)
 	s.bind(seq(15, long))

@@ -90,6 +90,8 @@ type scene struct {
 	now     time.Duration
 	log     []string
 	stamp   uint64 // of the last Binding Update
+	last    []byte // the last that was accepted, where a test says so
+	unsent  []byte // one that was made before it, and has not come
 	changes []Change
 	raw     map[string][]byte // packets by their words
 }

@@ -33,7 +33,7 @@ func keygenToken(key *NodeKey, addr netip.Addr, nonce *Nonce, which byte) Token 
 	return Token(mac[:])
 }
 
-// BindingKey is Kbm, the binding management key (RFC 6275 section 5.2.7).
+// BindingKey is Kbm, the binding management key (RFC 6275 section 5.2.5).
 type BindingKey [20]byte
 
 // NewBindingKey is SHA1 (home keygen token | care-of keygen token).

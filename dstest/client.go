@@ -128,6 +128,7 @@ type clientDevice struct {
 
 // Write sends by the binding, if there is one.
 func (d clientDevice) Write(b []byte) (int, error) {
+	d.client.cluster.seen.fromClient(b)
 	if d.client.machine == nil {
 		return d.Port.Write(b)
 	}

@@ -44,6 +44,7 @@ type flow struct {
 	lost  bool  // its application has ended: a reset is right
 	with  *gift // the handoff with which it may have survived that
 	reset bool  // there was one, which was not right then
+	quit  bool  // the client has reset it: what comes of it may be answered with a reset
 	ended bool  // a FIN was sent
 	fin   uint32
 	begun bool
@@ -249,9 +250,27 @@ func (w *watch) lost(client netip.AddrPort, port uint16) bool {
 	return f != nil && f.lost
 }
 
+// Flags of segments (RFC 9293 section 3.1).
+const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10
+
+// fromClient looks at a packet that a client sends: whether it resets a connection that it
+// has. What it answers for one that it does not have, which is nothing that it has asked for,
+// has no ACK if it answers one (RFC 9293 section 3.10.7.1).
+func (w *watch) fromClient(b []byte) {
+	const portsAt, flagsAt = wire.HeaderLen, wire.HeaderLen + 13
+	if len(b) <= flagsAt || wire.Protocol(b[6]) != wire.TCP || b[flagsAt]&(rst|ack) != rst|ack {
+		return
+	}
+	id := flowID{netip.AddrFrom16([16]byte(b[8:])), binary.BigEndian.Uint16(b[portsAt:]), binary.BigEndian.Uint16(b[portsAt+2:])}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if f := w.flows[id]; f != nil {
+		f.quit = true
+	}
+}
+
 // packet looks at one that a node sends to a client.
 func (w *watch) packet(a *application, p *wire.Packet) {
-	const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10 // RFC 9293 section 3.1
 	if p.Protocol != wire.TCP || len(p.Payload) < 20 {
 		return
 	}
@@ -291,12 +310,12 @@ func (w *watch) packet(a *application, p *wire.Packet) {
 	// acknowledged, and answers with a reset what the client had sent before: one
 	// that has a sequence number up to the FIN's, all of which the client has got.
 	// That is no fault.
-	if over := f.ended && int32(seq-f.fin) <= 0; flags&rst != 0 && (flags&ack != 0 || !over) && !f.lost {
+	if over := f.ended && int32(seq-f.fin) <= 0; flags&rst != 0 && (flags&ack != 0 || !over) && !f.lost && !f.quit {
 		w.faultLocked("%s gets a reset from %s: to port %d, flags %#x, sequence number %d; ended %t, at %d",
 			client, node, id.port, flags, seq, f.ended, f.fin)
 	}
 	if flags&rst != 0 {
-		f.reset = f.reset || f.lost && f.with != nil
+		f.reset = f.reset || f.lost && f.with != nil && !f.quit
 		return
 	}
 	if flags&fin != 0 {

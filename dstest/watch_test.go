@@ -32,6 +32,48 @@ func TestResumed(t *testing.T) {
 	}
 }
 
+// A reset is nobody's fault once the client has reset the connection itself: that one, not
+// another, nor by its answer to what it has not asked for.
+func TestResets(t *testing.T) {
+	client := netip.MustParseAddr("2001:db8:1::1")
+	segment := func(from, to uint16, seq uint32, flags byte) []byte {
+		b := make([]byte, 20)
+		binary.BigEndian.PutUint32(b[4:], seq)
+		binary.BigEndian.PutUint16(b, from)
+		binary.BigEndian.PutUint16(b[2:], to)
+		b[12], b[13] = 5<<4, flags
+		return b
+	}
+	for _, tt := range []struct {
+		port  uint16 // of the client's
+		flags byte
+		fault bool
+	}{{1000, rst | ack, false}, {1001, rst | ack, true}, {1000, rst, true}, {1000, ack, true}} {
+		w := new(watch)
+		w.init()
+		a := &application{daemon: &daemon{name: "a"}}
+		send := func(seq uint32, flags byte) {
+			w.packet(a, &wire.Packet{Src: Server, Dst: client, Protocol: wire.TCP, Payload: segment(7, 1000, seq, flags)})
+		}
+		send(100, syn|ack)
+		p := wire.Packet{Src: client, Dst: Server, HopLimit: 64, Protocol: wire.TCP, Payload: segment(tt.port, 7, 1, tt.flags)}
+		b, err := p.Append(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.fromClient(b)
+		send(101, rst)
+		if fault := len(w.found) > 0; fault != tt.fault {
+			t.Errorf("port %d, flags %#x: %v", tt.port, tt.flags, w.found)
+		}
+		send(200, syn|ack) // the port is used again
+		send(201, rst)
+		if len(w.found) == 0 {
+			t.Errorf("port %d, flags %#x, and again: no fault", tt.port, tt.flags)
+		}
+	}
+}
+
 // What is sent again is the same, but for probes of a closed window.
 func TestRepeats(t *testing.T) {
 	for _, tt := range []struct {

@@ -183,6 +183,9 @@ func (d *Donor) release() {
 	d.drained = nil
 }
 
+// stopped is called when the connections that were found are stopped: for tests.
+var stopped = func() {}
+
 // Freeze stops the connections: their packets are held at the link, the
 // application's calls wait, their timers stand still. It stops all or none.
 // The error can be [ErrHandshake], [ErrEnded], [ErrBusy] or [ErrMoved].
@@ -210,6 +213,7 @@ func (d *Donor) freeze() (err error) {
 		err = d.stop()
 	}
 	if err == nil {
+		stopped()
 		d.stack.Settled(func() {
 			if err = d.dialled(); err == nil {
 				d.hold.Flush()

@@ -664,6 +664,38 @@ func TestFaultFreeze(t *testing.T) {
 		p.talk(t)
 		w.watch.check(t)
 	})
+	t.Run("dialled during the freeze", func(t *testing.T) {
+		w := newWorld(t, options{})
+		p, q := w.pair(), new(pair)
+		l, err := w.client.Listen("tcp", ":7")
+		if err != nil {
+			t.Fatal(err)
+		}
+		dialled := make(chan error)
+		undo := migrate.SetStopped(func() {
+			go func() {
+				var err error
+				q.server, err = w.node[0].Dial("tcp", netip.AddrPortFrom(client6, 7).String())
+				dialled <- err
+			}()
+			eventually(t, "SYN_SENT", func() bool {
+				return slices.ContainsFunc(w.node[0].ConnsOf(client6), func(c *stack.Conn) bool {
+					return c.Endpoint().EndpointState() == tcp.StateSynSent
+				})
+			})
+		})
+		defer undo()
+		wantErr(t, migrate.NewClientDonor(w.node[0], client6).Freeze(), migrate.ErrHandshake, client6.String())
+		if err := <-dialled; err != nil {
+			t.Fatal(err)
+		}
+		if q.client, err = l.AcceptConn(); err != nil {
+			t.Fatal(err)
+		}
+		p.talk(t)
+		q.talk(t)
+		w.watch.check(t)
+	})
 	t.Run("busy", func(t *testing.T) {
 		w := newWorld(t, options{})
 		p, q := w.pair(), w.pair()

@@ -120,6 +120,10 @@ func watchPaths(tun int, done <-chan struct{}, f func()) error {
 	}
 	routes := make(chan netlink.RouteUpdate)
 	if err := netlink.RouteSubscribe(routes, done); err != nil {
+		go func() {
+			for range links { // who sends them waits for that, and would not hear of done
+			}
+		}()
 		return fmt.Errorf("watch routes: %w", err)
 	}
 	go func() {

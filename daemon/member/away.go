@@ -200,7 +200,7 @@ func (m *Member) awayNow() (all []api.Away, left []netip.Addr) {
 		}
 	}
 	for _, h := range m.outgoing {
-		if h.orphan && h.stage == transferring {
+		if h.orphan && h.stage == transferring && !h.back {
 			to[h.c.addr], doubt[h.c.addr] = h.to, true
 		}
 	}

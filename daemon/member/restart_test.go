@@ -498,6 +498,41 @@ func TestAwayAndBack(t *testing.T) {
 	w.certain()
 }
 
+// A client is back before it is known how the handoff has ended with which it left, and its
+// application ends twice: the second time the client has left once more, and is sent on to where
+// it is, not to where it was.
+func TestAwayAndBackAndAway(t *testing.T) {
+	w := begin(t, 1, 1)
+	c := clientAddr(0)
+	b := w.members["b"]
+	w.move(c, "a", "b")
+	w.run(time.Second)
+	w.move(c, "b", "c")
+	w.disconnect("b", "c", time.Minute)
+	w.run(10 * time.Millisecond)
+	w.lose(b.app)
+	b.crash() // in doubt
+	w.run(10 * time.Millisecond)
+	w.move(c, "c", "a")
+	w.run(10 * time.Millisecond)
+	w.move(c, "a", "b")
+	w.run(10 * time.Millisecond)
+	w.move(c, "b", "a")
+	w.run(10 * time.Millisecond)
+	if len(b.m.outgoing) != 1 {
+		t.Fatalf("%d handoffs are under way", len(b.m.outgoing))
+	}
+	w.lose(b.app)
+	b.crash()
+	w.run(10 * time.Millisecond)
+	if left := b.app.left[c]; left.to != "a" {
+		t.Errorf("sent on to %q", left.to)
+	}
+	w.connect("b", "c")
+	w.run(3 * time.Second)
+	w.certain()
+}
+
 // A client is taken that has left a moment ago, and application and daemon end when that has
 // been recorded, before they do more about it: the donor hears that they had it, and that
 // it was where the donor is they have forgotten with what they recorded.

@@ -50,6 +50,12 @@ func bind(c *Config, packet func(*nfqueue.Nfqueue, nfqueue.Attribute), failed fu
 	if err != nil {
 		return nil, bindError(c.Queue, err)
 	}
+	con, err := inBursts(nfq.Con)
+	if err != nil {
+		nfq.Close()
+		return nil, fmt.Errorf("filter: queue %d: %w", c.Queue, err)
+	}
+	nfq.Con = con
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &socket{nfq: nfq, stop: cancel}
 	if err := nfq.Con.SetReadBuffer(c.Buffer); err != nil {

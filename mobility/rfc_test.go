@@ -3,6 +3,7 @@ package mobility_test
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -65,6 +66,70 @@ func TestEverySectionHasARow(t *testing.T) {
 		}
 	}
 }
+
+// In docs/rfc6275.md a package's name and a colon are before names of its own, and what
+// is in backticks is the name of something, too: all of it is there.
+func TestEveryNameIsThere(t *testing.T) {
+	b, err := os.ReadFile("../docs/rfc6275.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	words := func(patterns ...string) map[string]bool {
+		all := make(map[string]bool)
+		for _, pattern := range patterns {
+			files, err := filepath.Glob(pattern)
+			if err != nil || len(files) == 0 {
+				t.Fatalf("%s: no files (%v)", pattern, err)
+			}
+			for _, file := range files {
+				text, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, w := range word.FindAllString(string(text), -1) {
+					all[w] = true
+				}
+			}
+		}
+		return all
+	}
+	in := map[string]map[string]bool{"stack": words("../stack/*.go")}
+	for _, p := range []string{"wire", "node", "correspondent", "homeagent", "relay"} {
+		in[p] = words(p + "/*.go")
+	}
+	anywhere := words("*/*.go", "../stack/*.go", "../daemon/config/*.go")
+	checked := 0
+	for line := range strings.Lines(string(b)) {
+		for _, m := range named.FindAllStringSubmatch(line, -1) {
+			for name := range strings.SplitSeq(m[2], ", ") {
+				for _, part := range strings.Split(strings.Trim(name, "`."), ".") {
+					if checked++; !in[m[1]][part] && !notNames[part] {
+						t.Errorf("there is no %q in package %s: %s", part, m[1], line)
+					}
+				}
+			}
+		}
+		for _, m := range quoted.FindAllStringSubmatch(line, -1) {
+			for _, part := range strings.Split(m[1], ".") {
+				if checked++; !anywhere[part] && !notNames[part] {
+					t.Errorf("there is no %q: %s", part, line)
+				}
+			}
+		}
+	}
+	if checked < 200 {
+		t.Errorf("only %d names: the table has another form now", checked)
+	}
+}
+
+var (
+	word   = regexp.MustCompile(`[A-Za-z_][A-Za-z_0-9]*`)
+	named  = regexp.MustCompile("\\b(wire|node|correspondent|homeagent|relay|stack): (`?[A-Za-z_][A-Za-z_0-9.]*`?(?:, `?[A-Za-z_][A-Za-z_0-9.]*`?)*)")
+	quoted = regexp.MustCompile("`([A-Za-z_][A-Za-z_0-9]*(?:\\.[A-Za-z_][A-Za-z_0-9]*)*)`")
+
+	// notNames are a file, and words of sentences that go on like a list of names.
+	notNames = map[string]bool{"attack_test": true, "go": true, "rate": true, "keyed": true}
+)
 
 func cutLast(section string) (parent string, last int, ok bool) {
 	i := strings.LastIndexByte(section, '.')

@@ -800,6 +800,30 @@ func FuzzShimOut(f *testing.F) {
 	})
 }
 
+// The shim allocates nothing for a packet, whatever way it takes.
+func TestShimNoAllocations(t *testing.T) {
+	s := testShim(t)
+	s.set(clientAddr, bound, 0)
+	u := testShim(t) // where the client is unbound
+	routed := ip6(clientAddr, careOfAddr, 6, make([]byte, 1400), routing2(homeAddr))
+	tunnelled := ip6(viaAddr, careOfAddr, 41, ip6(clientAddr, homeAddr, 6, make([]byte, 1400)))
+	sent := append(make([]byte, shimHeadroom), ip6(homeAddr, clientAddr, 6, make([]byte, 1400))...)
+	p := make([]byte, 2000)
+	for name, way := range map[string]func() []byte{
+		"in by the binding":  func() []byte { q, _ := s.inbound(p[:copy(p, routed)]); return q },
+		"in by the tunnel":   func() []byte { q, _ := u.inbound(p[:copy(p, tunnelled)]); return q },
+		"out by the binding": func() []byte { return s.outbound(p[:copy(p, sent)]) },
+		"out by the tunnel":  func() []byte { return u.outbound(p[:copy(p, sent)]) },
+	} {
+		if way() == nil {
+			t.Errorf("%s: dropped", name)
+		}
+		if n := testing.AllocsPerRun(1000, func() { way() }); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+}
+
 // BenchmarkShim is what the shim costs per packet, with all the clients taking
 // turns so that the table is not in the nearest cache.
 func BenchmarkShimIn(b *testing.B) {

@@ -21,6 +21,31 @@ func many(b *testing.B, n int) *Relay {
 
 var counts = []int{1_000, 10_000, 100_000, 1_000_000}
 
+// A packet on its way to or from a node allocates nothing, and neither does a change
+// of owner.
+func TestNoAllocations(t *testing.T) {
+	r := newRelay(t)
+	r.Step(0, SetOwner{client, node2, 1})
+	request := tunnel(t, homeAgent, contact, data(t, client, home, 1300))
+	own := tunnel(t, homeAgent, contact, data(t, clientNumber(1), home, 1300))
+	answer := tunnel(t, node2, contact, data(t, home, client, 1300))
+	stray := tunnel(t, stranger, contact, data(t, home, client, 1300))
+	var epoch uint64
+	// What is behind an interface allocates there, which is the caller's concern.
+	inputs := map[string]Input{
+		"to a node": Received{request}, "to this node": Received{own}, "from a node": Received{answer}, "from a stranger": Received{stray},
+	}
+	for name, in := range inputs {
+		if n := testing.AllocsPerRun(1000, func() { r.Step(0, in) }); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+	nodes := []netip.Addr{node2, node3}
+	if n := testing.AllocsPerRun(1000, func() { epoch++; r.setOwner(SetOwner{client, nodes[epoch%2], epoch}) }); n != 0 {
+		t.Errorf("a change of owner: %v allocations", n)
+	}
+}
+
 // BenchmarkFromAgent: a packet of one of n clients, each time another, to its
 // owner.
 func BenchmarkFromAgent(b *testing.B) {

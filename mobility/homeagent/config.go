@@ -59,7 +59,8 @@ type Config struct {
 	MaxLifetime time.Duration
 
 	// RefreshAdvice is when a mobile node is asked to register again although
-	// the binding lasts longer, in case we have forgotten it. Default: none.
+	// the binding lasts longer, in case we have forgotten it. It is told in units of
+	// 4 s, and never less than one. Default: none.
 	RefreshAdvice time.Duration
 
 	// TunnelMTU is the MTU of the path to care-of addresses unless ICMPv6 says
@@ -145,6 +146,9 @@ func New(cfg Config) (*HomeAgent, error) {
 	cfg.Agents = slices.Clone(cfg.Agents)
 	cfg.Window = orDefault(cfg.Window, 7*time.Second)
 	cfg.MaxLifetime = min(orDefault(cfg.MaxLifetime, maxLifetime), maxLifetime)
+	if cfg.RefreshAdvice > 0 {
+		cfg.RefreshAdvice = max(cfg.RefreshAdvice, wire.LifetimeUnit)
+	}
 	cfg.TunnelMTU = orDefault(cfg.TunnelMTU, 1500)
 	cfg.DADTransmits = orDefault(cfg.DADTransmits, 1)
 	cfg.RetransTimer = orDefault(cfg.RetransTimer, time.Second)

@@ -167,6 +167,11 @@ func TestRefreshAdvice(t *testing.T) {
 	s.want("send: BA 0 #16 1m0s to coa1 for home")
 	s.update(seq(17, 0))
 	s.want("send: BA 0 #17 0s to coa1 for home")
+
+	// An advice of 0 would be none.
+	s = newScene(t, virtual, func(cfg *Config) { cfg.RefreshAdvice = time.Second })
+	s.update(seq(15, long))
+	s.want("send: BA 0 #15 6m40s to coa1 for home refresh 4s")
 }
 
 // A home agent that has forgotten everything is asked again.

@@ -54,7 +54,8 @@ type Config struct {
 
 	// Used is when a packet last went by way of a binding without the machine, since
 	// its last Change, on the machine's clock; ok is false if none has. It is for those
-	// who have something faster for payload packets. Default: the machine sees them all.
+	// who have something faster for payload packets. It is asked during a Step, which
+	// repeats as far as its answers do. Default: the machine sees them all.
 	Used func(local, home netip.Addr) (at time.Duration, ok bool)
 
 	Limits Limits

@@ -1306,6 +1306,8 @@ func TestFaultLongFreeze(t *testing.T) {
 		}
 	}
 	w.wantTally(t, before)
+	w.watch.mu.Lock()
+	defer w.watch.mu.Unlock()
 	if n := len(w.watch.resets); n != 0 {
 		t.Errorf("%d resets", n)
 	}

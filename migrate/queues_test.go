@@ -205,8 +205,12 @@ func TestStoryWrap(t *testing.T) {
 	var cl, se *snapshot.Conn
 	eventually(t, "the last acknowledgements", func() bool {
 		cl, se = look(t, c), look(t, s)
-		atRest := func(c *snapshot.Conn) bool { return c.Send.Una == c.Send.Nxt && len(c.Unprocessed) == 0 }
-		return atRest(cl) && atRest(se)
+		// Each has heard all that the other has said, window updates too.
+		heard := func(c, by *snapshot.Conn) bool {
+			advertised := c.Receive.Wnd >> c.Receive.WndScale << c.Receive.WndScale
+			return c.Send.Una == c.Send.Nxt && len(c.Unprocessed) == 0 && by.Send.Wnd == advertised
+		}
+		return heard(cl, se) && heard(se, cl)
 	})
 	toWrap := func(v uint32, before uint32) uint32 { return -before - v }
 	up, down := toWrap(cl.Send.Nxt, 1<<20), toWrap(se.Send.Nxt, 1<<20)

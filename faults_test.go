@@ -117,12 +117,20 @@ func (w *world) awaitOwner(client netip.Addr, name string) {
 	}
 }
 
+// awaitBound waits until a client's packets go straight to a node, and those of its
+// application to the client.
 func (w *world) awaitBound(client netip.Addr, name string) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	if err := w.cluster.AwaitBound(ctx, client, name); err != nil {
 		w.t.Fatal(err)
+	}
+	for !w.nodes[name].Stack().Bound(client) {
+		if ctx.Err() != nil {
+			w.t.Fatalf("the application of %s does not send to %s by its binding", name, client)
+		}
+		runtime.Gosched()
 	}
 }
 

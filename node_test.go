@@ -168,7 +168,6 @@ func TestOwned(t *testing.T) {
 		w.awaitOwner(client, "a")
 		w.awaitBound(client, "a") // nobody relays while the contact's daemon is down
 	}
-	s2.ping(t) // so that the application knows too
 	reset(s2)
 	w.awaitOwner(clientAddr(2), "")
 	w.cluster.SetDown("a", true)

@@ -32,7 +32,6 @@ func TestRestartOverIdleClient(t *testing.T) {
 	s.ping(t)
 	w.awaitOwner(client1, "a")
 	w.awaitBound(client1, "a")
-	s.ping(t) // so that the application knows too
 	reset(s)
 	w.awaitOwner(client1, "")
 	app := w.nodes["a"].Stack()

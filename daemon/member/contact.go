@@ -45,7 +45,7 @@ func (m *Member) lead(was Contact) {
 	m.owners = make(map[netip.Addr]Owner)
 	m.missing = make(map[string]bool)
 	m.unconfirmed = make(map[string]*unconfirmed)
-	m.hearsay = make(map[netip.Addr]string)
+	m.hearsay = make(map[netip.Addr]hearsay)
 	m.forgotten = absences{} // others have been the contact since
 	for name := range m.Peers() {
 		m.missing[name] = false

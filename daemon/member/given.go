@@ -20,19 +20,46 @@ func (m *Member) tellGiven(h *handoff) {
 	}
 	o := Owned{Client: h.c.addr, Epoch: h.c.epoch}
 	if m.IsContact() {
-		m.given(m.cfg.Name, o)
+		m.given(m.cfg.Name, h.to, o)
 		return
 	}
 	m.toPeer(m.contact.Name, &Message{Kind: Owners, Given: []Owned{o}})
 }
 
 // given is, at the contact, what another member says so, which does not own the
-// client: anybody else's word goes.
-func (m *Member) given(from string, o Owned) {
+// client: anybody else's word goes, also of who has not told yet, the target (to, if known)
+// excepted. For the donor may have been in doubt for long, while the client has connected anew.
+func (m *Member) given(from, to string, o Owned) {
 	m.confirm(o.Client)
-	if _, known := m.owners[o.Client]; !known {
+	elsewhere := m.awaiting && from != m.cfg.Name
+	for name := range m.missing {
+		elsewhere = elsewhere || name != from && name != to
+	}
+	switch _, known := m.owners[o.Client]; {
+	case known:
+	case elsewhere:
+		m.hearsay[o.Client] = hearsay{at: from, given: true, to: to}
+	default:
 		m.claim(from, Owned{Client: o.Client, Epoch: max(1, o.Epoch)})
 	}
+}
+
+// hearsay is, at a contact that has not been told everything, where a client may be that is
+// not known.
+type hearsay struct {
+	at    string
+	given bool   // it has given the client away, and waits to hear; otherwise another says that it has it
+	to    string // whom to, if known
+}
+
+// givenBy tells whether it is a member's own word.
+func (h hearsay) givenBy(name string) bool { return h.given && h.at == name }
+
+// rumoured is what there is. That a member has a client that another one has given to it
+// counts as long as it cannot tell itself.
+func (m *Member) rumoured(client netip.Addr) (h hearsay, ok bool) {
+	h, ok = m.hearsay[client]
+	return h, ok && (h.given || h.at != m.cfg.Name && m.up[h.at] == nil)
 }
 
 // passing is the time until the contact is told of clients that were passed on.
@@ -83,12 +110,12 @@ func (m *Member) tellPassed() {
 // that is hearsay, which counts until that other member can tell.
 func (m *Member) passed(from, to string, o Owned, anew bool) {
 	was, known := m.owners[o.Client]
-	later := known && was.Name == from && (o.Epoch == 0 || o.Epoch > was.Epoch)
+	later := known && was.Name == from && (o.Epoch == 0 || o.Epoch > was.Epoch) || m.hearsay[o.Client].givenBy(from)
 	switch _, is := m.cfg.Nodes[to]; {
 	case !is:
 	case later:
 		m.setOwner(o.Client, Owner{Name: to, Epoch: max(was.Epoch+1, o.Epoch)})
-	case !known && anew:
-		m.hearsay[o.Client] = to
+	case !known && anew && !m.hearsay[o.Client].given: // whose donor speaks for itself
+		m.hearsay[o.Client] = hearsay{at: to}
 	}
 }

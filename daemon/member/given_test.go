@@ -3,6 +3,8 @@ package member
 import (
 	"testing"
 	"time"
+
+	"github.com/distributed-servers/ds/daemon/api"
 )
 
 // The contact has no connection to the target of a handoff. The donor tells it, within
@@ -120,6 +122,42 @@ func TestPassedLongAgo(t *testing.T) {
 	w.expect("a", 0, ack, "")
 	w.reconnected("a", "c")
 	w.expect("a", 0, ack, "c")
+	w.run(time.Minute)
+	w.settled()
+	w.certain()
+}
+
+// A donor has been in doubt for long, and its client has connected anew, at another node, when
+// the contact is started anew, which hears of it from the donor first: what the client sends
+// is not for the donor.
+func TestGivenLongAgo(t *testing.T) {
+	w := begin(t, 1, 1)
+	client := clientAddr(0)
+	a, b, c := w.members["a"], w.members["b"], w.members["c"]
+	w.move(client, "a", "b")
+	w.run(2 * passTime)
+	b.app.handOff(client, "c", 0)
+	for b.m.giving[client] == nil {
+		w.run(10 * time.Microsecond)
+	}
+	w.disconnect("b", "c", 24*time.Hour)
+	w.run(10 * time.Millisecond)
+	w.lose(b.app)
+	b.crash()
+	c.app.live[client] = true
+	c.step(App{&api.Message{Kind: api.Owned, Client: client, Connections: 1}})
+	w.run(10 * time.Millisecond)
+	w.expect("a", 0, ack, "c")
+	w.down("a", "c")
+	a.restart()
+	w.run(10 * time.Millisecond)
+	if len(b.m.outgoing) != 1 {
+		t.Fatalf("%d handoffs are in doubt", len(b.m.outgoing))
+	}
+	w.expect("a", 0, ack, "")
+	w.reconnected("a", "c")
+	w.expect("a", 0, ack, "c")
+	w.reconnected("b", "c")
 	w.run(time.Minute)
 	w.settled()
 	w.certain()

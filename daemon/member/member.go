@@ -301,7 +301,7 @@ type Member struct {
 	owners      map[netip.Addr]Owner
 	missing     map[string]bool
 	unconfirmed map[string]*unconfirmed // of those that were connected again since
-	hearsay     map[netip.Addr]string   // which nodes have clients that are not known, as others say
+	hearsay     map[netip.Addr]hearsay
 	patience    time.Duration
 
 	handshakes map[string]time.Duration // nodes that were the contact, and how long handshakes may go on there

@@ -70,6 +70,7 @@ func (m *Member) part(name string) {
 	for _, client := range slices.SortedFunc(maps.Keys(m.owners), netip.Addr.Compare) {
 		m.forget(name, client, 0)
 	}
+	maps.DeleteFunc(m.hearsay, func(_ netip.Addr, h hearsay) bool { return h.at == name })
 	for _, h := range m.handoffs() {
 		if h.to == name && h.stage == transferring {
 			m.query(h)

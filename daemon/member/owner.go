@@ -298,7 +298,7 @@ func (m *Member) claims(from string, msg *Message) {
 	told, missing := m.missing[from]
 	for _, o := range msg.Given {
 		if msg.To == "" {
-			m.given(from, o)
+			m.given(from, "", o)
 		} else {
 			m.passed(from, msg.To, o, missing && !told)
 		}
@@ -345,6 +345,9 @@ func (m *Member) setOwner(client netip.Addr, o Owner) {
 
 // forget is, at the contact, that a member has let a client go.
 func (m *Member) forget(name string, addr netip.Addr, epoch uint64) {
+	if m.hearsay[addr].givenBy(name) {
+		delete(m.hearsay, addr)
+	}
 	if o := m.owners[addr]; o.Name == name && (o.Epoch <= epoch || epoch == 0) {
 		delete(m.owners, addr)
 		m.forgotten.add(absence{client: addr, to: name, until: m.now + m.cfg.HandshakeGrace}, m.now)

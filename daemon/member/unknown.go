@@ -71,6 +71,11 @@ func (m *Member) doubtOwner(name string) {
 			u.clients[client] = struct{}{}
 		}
 	}
+	for client, h := range m.hearsay {
+		if h.givenBy(name) {
+			u.clients[client] = struct{}{}
+		}
+	}
 	m.unconfirmed[name] = u
 }
 
@@ -112,15 +117,14 @@ func (m *Member) Unknown(now time.Duration, packet []byte) (careOf netip.Addr, o
 	m.now = max(m.now, now)
 	client := src(packet)
 	o, known := m.owners[client]
-	at, heard := m.hearsay[client]
-	heard = heard && at != m.cfg.Name && m.up[at] == nil // it cannot tell
+	h, heard := m.rumoured(client)
 	switch {
 	case known: // since the relay has looked
 		return m.cfg.Nodes[o.Name].CareOf, true
 	case isAlone(packet), m.beginners.has(client, m.now):
 		return m.self.CareOf, true
-	case heard && begins(packet):
-		return m.cfg.Nodes[at].CareOf, true
+	case heard && begins(packet) && !(h.given && m.waits()):
+		return m.cfg.Nodes[h.at].CareOf, true
 	case begins(packet):
 		if m.waits() {
 			return netip.Addr{}, false
@@ -139,7 +143,10 @@ func (m *Member) Unknown(now time.Duration, packet []byte) (careOf netip.Addr, o
 	var may []string
 	for name := range m.cfg.Nodes {
 		_, missing := m.missing[name]
-		if missing || heard && name == at || m.awaiting && name == m.cfg.Name || !heard && m.now < m.handshakes[name] {
+		if heard && name == h.to {
+			continue // the donor keeps it for that one
+		}
+		if missing || heard && name == h.at || m.awaiting && name == m.cfg.Name || !heard && m.now < m.handshakes[name] {
 			may = append(may, name)
 		}
 	}

@@ -103,6 +103,7 @@ func (s *service) status() api.Server {
 			"relayed": s.counts.relayed.Load(), "unknown": s.counts.unknown.Load(), "refused": s.counts.refused.Load(),
 		},
 	}
+	s.n.countKernel(s.home, v.Counters)
 	if registered {
 		v.Registered = s.n.begin.Add(until)
 	}

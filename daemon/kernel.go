@@ -70,6 +70,22 @@ func (n *Node) addExit(h *host.Host) error {
 	return err
 }
 
+// countKernel adds what the kernel has forwarded of a server's tunnels to counters.
+func (n *Node) countKernel(home netip.Addr, counters map[string]uint64) {
+	k := n.kernel.Load()
+	if k == nil {
+		return
+	}
+	relayed, delivered, err := k.Counts(home)
+	if err != nil {
+		// It forwards nothing any more, which whoever found that out has logged.
+		n.log.Debug("counters of the kernel's tunnels", "server", home, "error", err)
+		return
+	}
+	counters["kernel_relayed"], counters["kernel_relayed_octets"] = relayed.Packets, relayed.Octets
+	counters["kernel_delivered"], counters["kernel_delivered_octets"] = delivered.Packets, delivered.Octets
+}
+
 // tellKernel adds to a change what the relay has been told.
 func tellKernel(c *forward.Change, in relay.Input) {
 	switch in := in.(type) {

@@ -50,6 +50,13 @@ func sessions(t *testing.T, s setup, optimised bool) {
 	lines.bye()
 	store.bye()
 	k.check(server, watch.Limits{Handoffs: 2*handoffs + 1, Again: fewAgain})
+	// The contact says by whom packets were relayed: the first ones in any case.
+	servers, err := c.Nodes[0].API.Servers(t.Context())
+	c.ok(err)
+	n := servers[0].Counters
+	if _, kernel := n["kernel_relayed"]; kernel == (n["kernel_relayed_octets"] == 0) || !kernel && n["relayed"] == 0 || kernel && s.UserSpace {
+		t.Errorf("counters, all by daemons %t: %v", s.UserSpace, n)
+	}
 	for _, k := range between {
 		k.flows()
 		k.dissect()

@@ -78,19 +78,25 @@ func statusTable(w *tabwriter.Writer, st *api.Status) {
 			row(w, b.Home, b.CareOf, b.Sequence, until(b.Expires))
 		}
 	}
-	if counted := countersOf(st); len(counted) > 0 {
-		fmt.Fprintln(w)
-		row(w, "COUNTED", "")
-		for _, name := range counted {
-			row(w, name, st.Counters[name])
-		}
+	counted(w, "COUNTED", st.Counters)
+	for _, s := range st.Servers {
+		counted(w, "COUNTED FOR "+s.Address.String(), s.Counters)
 	}
 }
 
-// countersOf are the names of those that are not 0.
-func countersOf(st *api.Status) []string {
-	names := slices.Sorted(maps.Keys(st.Counters))
-	return slices.DeleteFunc(names, func(name string) bool { return st.Counters[name] == 0 })
+// counted shows counters that are not 0.
+func counted(w *tabwriter.Writer, title string, counters map[string]uint64) {
+	for _, name := range slices.Sorted(maps.Keys(counters)) {
+		if counters[name] == 0 {
+			continue
+		}
+		if title != "" {
+			fmt.Fprintln(w)
+			row(w, title, "")
+			title = ""
+		}
+		row(w, name, counters[name])
+	}
 }
 
 func application(a *api.Application) string {

@@ -20,6 +20,9 @@ type Agent struct {
 const (
 	setBindings = "bindings" // care-of and home addresses
 	setHomes    = "homes"    // home addresses of bindings
+
+	toHomes   = "to-homes"
+	fromHomes = "from-homes"
 )
 
 // OpenAgent begins without bindings. It needs CAP_NET_ADMIN and nftables. For
@@ -33,11 +36,13 @@ func OpenAgent(c AgentConfig) (*Agent, error) {
 		b.begin()
 		b.set(setBindings, 32, 0)
 		b.set(setHomes, 16, 0)
+		b.counter(toHomes)
+		b.counter(fromHomes)
 		b.rule(chain, all(
 			is(nextHeader, unix.IPPROTO_TCP),
 			one(load(destination, reg1), in(setHomes, reg1)),
 			hop(hopLimit),
-			one(verdict(accept)))...)
+			one(count(toHomes), verdict(accept)))...)
 		b.tunnelsOnly(Exit(c.Queue))
 		// The rules of RFC 6275 section 10.4.5. What is for this host, or for a
 		// home address, is left to the machine.
@@ -50,7 +55,7 @@ func OpenAgent(c AgentConfig) (*Agent, error) {
 		for _, p := range c.Prefixes {
 			x = append(x, bits(unix.NFT_CMP_NEQ, innerDest, net.CIDRMask(p.Bits(), 128), p.Masked().Addr().AsSlice())...)
 		}
-		b.rule(chain, all(x, write(destination, Exit(c.Queue).AsSlice()...))...)
+		b.rule(chain, all(x, write(destination, Exit(c.Queue).AsSlice()...), one(count(fromHomes)))...)
 	})
 	if err != nil {
 		return nil, err
@@ -82,6 +87,15 @@ func (a *Agent) Bind(home, careOf netip.Addr) error {
 }
 
 func pair(a, b netip.Addr) []byte { return append(a.AsSlice(), b.AsSlice()...) }
+
+// Counts are since OpenAgent: what the kernel has put into tunnels to home addresses,
+// and what it has taken out of tunnels from them.
+func (a *Agent) Counts() (to, from Count, err error) {
+	if to, err = a.t.counted(toHomes); err == nil {
+		from, err = a.t.counted(fromHomes)
+	}
+	return to, from, err
+}
 
 // Close ends it. A second call does nothing.
 func (a *Agent) Close() error { return a.t.close() }

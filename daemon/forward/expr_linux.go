@@ -128,6 +128,14 @@ func verdict(code int32) expression {
 	}}
 }
 
+// count counts a packet.
+func count(counter string) expression {
+	return expression{"objref", func(e *netlink.AttributeEncoder) {
+		e.Uint32(unix.NFTA_OBJREF_IMM_TYPE, unix.NFT_OBJECT_COUNTER)
+		e.String(unix.NFTA_OBJREF_IMM_NAME, counter)
+	}}
+}
+
 const (
 	drop   = 0 // NF_DROP
 	accept = 1 // NF_ACCEPT

@@ -53,6 +53,10 @@ type Change struct {
 	Owners  []Owner      // the last one of a client holds
 }
 
+// Count is of packets, of which a super-packet is one, and of their octets, headers
+// of tunnels included where they arrive in one.
+type Count struct{ Packets, Octets uint64 }
+
 // AgentConfig describes the tunnels of a home agent.
 type AgentConfig struct {
 	Queue    uint16 // of the daemon: its number is in names

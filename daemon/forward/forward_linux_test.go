@@ -207,9 +207,26 @@ func TestRelay(t *testing.T) {
 	// hop as it forwards.
 	r.expect("own", toOwner, inner(client, home, 58))
 
+	relayedTo, delivered, err := n.Counts(home)
+	r.must(err)
+	// To owners four times, from one once; out of the tunnel once.
+	octets := uint64(len(toOwner))
+	if want := (forward.Count{Packets: 5, Octets: 5 * octets}); relayedTo != want {
+		t.Errorf("relayed: %v are counted, want %v", relayedTo, want)
+	}
+	if want := (forward.Count{Packets: 1, Octets: octets}); delivered != want {
+		t.Errorf("delivered: %v are counted, want %v", delivered, want)
+	}
+	if a, b, err := n.Counts(nowhere); a != b || err != nil {
+		t.Errorf("of a server that is not here: %v, %v, %v", a, b, err)
+	}
+
 	r.must(n.Close())
 	r.must(n.Close())
 	r.expect("closed", toOwner, nil)
+	if _, _, err := n.Counts(home); !errors.Is(err, forward.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
 	if err := n.Change(home, forward.Change{Owners: []forward.Owner{{client, owner}}}); !errors.Is(err, forward.ErrClosed) {
 		t.Errorf("after Close: %v", err)
 	}
@@ -281,6 +298,14 @@ func TestAgent(t *testing.T) {
 	r.expect("the new one", tunnelled(owner2, here, inner(home, client, 60)), inner(home, client, 59))
 	r.must(a.Bind(home, netip.Addr{}))
 	r.expect("deregistered", tunnelled(owner2, here, inner(home, client, 60)), nil)
+	to, from, err := a.Counts()
+	r.must(err)
+	if plain := uint64(len(inner(client, home, 60))); to != (forward.Count{Packets: 1, Octets: plain}) {
+		t.Errorf("to home addresses: %v are counted", to)
+	}
+	if octets := uint64(len(answer)); from != (forward.Count{Packets: 2, Octets: 2 * octets}) {
+		t.Errorf("from home addresses: %v are counted", from)
+	}
 	r.must(a.Close())
 	if err := a.Bind(home, owner); !errors.Is(err, forward.ErrClosed) {
 		t.Errorf("after Close: %v", err)

@@ -16,7 +16,10 @@ type Node struct{}
 // OpenNode needs Linux.
 func OpenNode(NodeConfig) (*Node, error) { return nil, errSystem }
 
-// Change and Close are those of a Node that there is not.
+// Change, Counts and Close are those of a Node that there is not.
 
 func (*Node) Change(netip.Addr, Change) error { return errSystem }
-func (*Node) Close() error                    { return errSystem }
+func (*Node) Counts(netip.Addr) (relayed, delivered Count, err error) {
+	return relayed, delivered, errSystem
+}
+func (*Node) Close() error { return errSystem }

@@ -108,6 +108,74 @@ func (t *table) exchange(messages []netlink.Message) error {
 	}
 }
 
+// counted returns how far a counter is. It asks by a socket of its own: whatever
+// becomes of that, the table's is for changes.
+func (t *table) counted(counter string) (c Count, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err != nil {
+		return c, ErrClosed
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("forward: counter %s of table %s of nftables: %w", counter, t.name, err)
+		}
+	}()
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return c, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(commitTimeout)); err != nil {
+		return c, err
+	}
+	b := batch{table: t.name}
+	b.add(unix.NFT_MSG_GETOBJ, 0, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_OBJ_TABLE, t.name)
+		e.String(unix.NFTA_OBJ_NAME, counter)
+		e.Uint32(unix.NFTA_OBJ_TYPE, unix.NFT_OBJECT_COUNTER)
+	})
+	if b.err != nil {
+		return c, b.err
+	}
+	answers, err := conn.Execute(b.messages[0])
+	if err != nil {
+		return c, err
+	}
+	for _, a := range answers {
+		if c, err = parseCounter(a.Data); err != nil {
+			return Count{}, err
+		}
+	}
+	return c, nil
+}
+
+// parseCounter reads the kernel's description of a counter.
+func parseCounter(b []byte) (c Count, err error) {
+	d, err := netlink.NewAttributeDecoder(b[min(len(b), len(genmsg(0, 0))):])
+	if err != nil {
+		return c, err
+	}
+	d.ByteOrder = binary.BigEndian
+	for d.Next() {
+		if d.Type() != unix.NFTA_OBJ_DATA {
+			continue
+		}
+		d.Nested(func(d *netlink.AttributeDecoder) error {
+			for d.Next() {
+				switch d.Type() {
+				case unix.NFTA_COUNTER_PACKETS:
+					c.Packets = d.Uint64()
+				case unix.NFTA_COUNTER_BYTES:
+					c.Octets = d.Uint64()
+				}
+			}
+			return nil
+		})
+	}
+	return c, d.Err()
+}
+
 // batch collects changes of a table.
 type batch struct {
 	table    string
@@ -229,6 +297,16 @@ func (b *batch) clear(set string) {
 	b.add(unix.NFT_MSG_DELSETELEM, 0, func(e *netlink.AttributeEncoder) {
 		e.String(unix.NFTA_SET_ELEM_LIST_TABLE, b.table)
 		e.String(unix.NFTA_SET_ELEM_LIST_SET, set)
+	})
+}
+
+// counter adds one for rules to count with.
+func (b *batch) counter(name string) {
+	b.add(unix.NFT_MSG_NEWOBJ, netlink.Create|netlink.Excl, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_OBJ_TABLE, b.table)
+		e.String(unix.NFTA_OBJ_NAME, name)
+		e.Uint32(unix.NFTA_OBJ_TYPE, unix.NFT_OBJECT_COUNTER)
+		nested(e, unix.NFTA_OBJ_DATA, func(*netlink.AttributeEncoder) {})
 	})
 }
 

@@ -29,6 +29,8 @@ type relayed struct {
 func (r *relayed) setMembers() string { return fmt.Sprintf("members-%d", r.index) }
 func (r *relayed) mapOwners() string  { return fmt.Sprintf("owners-%d", r.index) }
 func (r *relayed) setSenders() string { return fmt.Sprintf("senders-%d", r.index) }
+func (r *relayed) counter() string    { return fmt.Sprintf("relayed-%d", r.index) }
+func (r *relayed) counterIn() string  { return fmt.Sprintf("delivered-%d", r.index) }
 
 // OpenNode begins to forward for servers whose clients are told by [Node.Change].
 // It needs CAP_NET_ADMIN and nftables. For [Exit] there must be a route, if a
@@ -67,6 +69,7 @@ func (b *batch) relay(r *relayed, daemon netip.Addr, s Server) {
 	home := s.Home.AsSlice()
 	b.set(r.setMembers(), 16, 0)
 	b.set(r.mapOwners(), 16, 16)
+	b.counter(r.counter())
 	here := is(destination, daemon.AsSlice()...)
 	readdress := all(write(source, daemon.AsSlice()...), write(hopLimit, tunnelHops))
 	b.rule(chain, all(here,
@@ -76,7 +79,8 @@ func (b *batch) relay(r *relayed, daemon netip.Addr, s Server) {
 		one(load(innerSource, reg1), find(r.mapOwners(), reg1, reg2)),
 		hop(innerHop),
 		one(store(reg2, destination)),
-		readdress)...)
+		readdress,
+		one(count(r.counter())))...)
 	if s.DirectReturn {
 		return
 	}
@@ -87,7 +91,8 @@ func (b *batch) relay(r *relayed, daemon netip.Addr, s Server) {
 		isNot(innerDest, home...),
 		hop(innerHop),
 		write(destination, s.HomeAgent.AsSlice()...),
-		readdress)...)
+		readdress,
+		one(count(r.counter())))...)
 }
 
 // decapsulate has the rule of the shim of package stack for what comes in a tunnel
@@ -95,6 +100,7 @@ func (b *batch) relay(r *relayed, daemon netip.Addr, s Server) {
 func (b *batch) decapsulate(r *relayed, s Server, exit netip.Addr) {
 	b.set(r.setSenders(), 16, 0)
 	b.insert(r.setSenders(), addresses(s.Senders)...)
+	b.counter(r.counterIn())
 	b.rule(chain, all(
 		is(destination, s.CareOf.AsSlice()...),
 		one(load(source, reg1), in(r.setSenders(), reg1)),
@@ -104,7 +110,8 @@ func (b *batch) decapsulate(r *relayed, s Server, exit netip.Addr) {
 		isNot(innerSource, s.CareOf.AsSlice()...),
 		one(load(innerHop, reg1), compare(unix.NFT_CMP_GT, reg1, []byte{1})), // the kernel takes one
 		uncongested(),
-		write(destination, exit.AsSlice()...))...)
+		write(destination, exit.AsSlice()...),
+		one(count(r.counterIn())))...)
 }
 
 func addresses(list []netip.Addr) (e []element) {
@@ -187,6 +194,24 @@ func (r *relayed) change(b *batch, o Owner) {
 		b.insert(r.mapOwners(), element{client[:], now[:]})
 		r.owners[client] = now
 	}
+}
+
+// Counts are of a server by its home address, since OpenNode: what the kernel has
+// sent on in another tunnel, and what it has taken out of one, for the application.
+func (n *Node) Counts(home netip.Addr) (relayed, delivered Count, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r := n.servers[home]
+	if r == nil {
+		return relayed, delivered, nil
+	}
+	if r.relays {
+		relayed, err = n.t.counted(r.counter())
+	}
+	if err == nil && r.senders != nil {
+		delivered, err = n.t.counted(r.counterIn())
+	}
+	return relayed, delivered, err
 }
 
 // Close ends it: all packets are the daemon's. A second call does nothing.

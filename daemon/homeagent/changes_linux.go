@@ -80,5 +80,6 @@ func (r *Role) Status(context.Context) (*api.Status, error) {
 		"queue_packets":         queue.Packets,
 		"queue_lost":            queue.Failed + queue.QueueFull + queue.BufferFull,
 	}
+	r.kernel.count(s.Counters, r.log)
 	return s, nil
 }

@@ -115,6 +115,20 @@ func (k *kernel) running() uint64 {
 	return 1
 }
 
+// count adds what the kernel has forwarded to counters.
+func (k *kernel) count(counters map[string]uint64, log *slog.Logger) {
+	if k == nil {
+		return
+	}
+	to, from, err := k.agent.Counts()
+	if err != nil {
+		log.Debug("counters of the kernel's tunnels", "error", err)
+		return
+	}
+	counters["kernel_to_home_packets"], counters["kernel_to_home_octets"] = to.Packets, to.Octets
+	counters["kernel_tunnel_in_packets"], counters["kernel_tunnel_in_octets"] = from.Packets, from.Octets
+}
+
 // bind has the kernel forward by a binding; the zero careOf: there is none.
 func (k *kernel) bind(home, careOf netip.Addr, log *slog.Logger) {
 	if k == nil {

@@ -143,6 +143,10 @@ func tunnelAndRestart(t *testing.T, kernel bool) {
 	if kernel != (n["kernel_tunnels"] == 1) || kernel != (n["to_home_packets"] < some) || kernel != (n["tunnel_in_packets"] < some) {
 		t.Errorf("counters, kernel %t: %v", kernel, n)
 	}
+	const transferred = 4 << 20 // each way
+	if kernel != (n["kernel_to_home_octets"] > transferred) || kernel != (n["kernel_tunnel_in_octets"] > transferred) {
+		t.Errorf("the kernel's counters, kernel %t: %v", kernel, n)
+	}
 
 	// It is killed while packets flow, and is back with nothing in mind.
 	conn := w.Dial(w.Client)

@@ -1,6 +1,9 @@
 package stack
 
-import "slices"
+import (
+	"slices"
+	"time"
+)
 
 const (
 	SuperSegments   = superSegments
@@ -33,4 +36,12 @@ func SetAccepted(f func()) func() {
 	before := accepted
 	accepted = f
 	return func() { accepted = before }
+}
+
+// SetRepeatTime changes for how long what begins a connection goes where it went at first,
+// until the function that is returned is called.
+func SetRepeatTime(d time.Duration) (undo func()) {
+	before := repeatTime
+	repeatTime = d
+	return func() { repeatTime = before }
 }

@@ -80,6 +80,7 @@ type Hold struct {
 	forward func(p []byte)
 	here    func() bool // once it forwards: new connections live here. nil: they do not
 	back    bool        // and there was one
+	sent    []sentOn    // connections that were begun elsewhere, because none lived here yet
 	expire  tcpip.Timer
 	in, out packetQueue
 	// displaced are the moved filters that gave way, until it is clear that
@@ -399,9 +400,47 @@ func (h *Hold) Forward(forward func(p []byte), grace time.Duration) (late [][]by
 	return late
 }
 
+// sentOn is a connection whose beginning was sent on, at first then.
+type sentOn struct {
+	tuple Tuple
+	then  tcpip.MonotonicTime
+}
+
+// repeatTime is for how long what begins a connection goes where it went at first: it is
+// repeated after one second and after three (RFC 6298), and two must not answer. By then
+// nobody does there. maxSent is of how many connections of a client that is known.
+var repeatTime = 5 * time.Second
+
+const maxSent = 16
+
+// elsewhere tells whether a connection is one that has begun elsewhere a moment ago. h.mu is
+// held.
+func (h *Hold) elsewhere(t Tuple) bool {
+	i := slices.IndexFunc(h.sent, func(s sentOn) bool { return s.tuple == t })
+	return i >= 0 && h.link.ns.Clock().NowMonotonic().Sub(h.sent[i].then) < repeatTime
+}
+
+// sendOn notes that the beginning of a connection is sent on, if it is one.
+func (h *Hold) sendOn(p []byte) {
+	t, ok := InboundTuple(p)
+	if !ok || !begins(p) {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if slices.ContainsFunc(h.sent, func(s sentOn) bool { return s.tuple == t }) {
+		return
+	}
+	if len(h.sent) == maxSent {
+		h.sent = slices.Delete(h.sent, 0, 1)
+	}
+	h.sent = append(h.sent, sentOn{t, h.link.ns.Clock().NowMonotonic()})
+}
+
 // AnswerNew has connections live here that a client begins which has moved, if here says
 // so and what begins them has not come from a peer or by a binding: from a node that
-// knows where the client is, and sends it here. The client's moved filter is then about
+// knows where the client is, and sends it here; nor if it was sent on a moment ago, for it may
+// have been answered there. The client's moved filter is then about
 // what does not live here. With the first connection the client is back: whatever it
 // begins lives here, and what a peer sends is not sent on, for that knows the client to be
 // here, and might send it back. Here is called on the reading goroutine, with locks of the
@@ -447,8 +486,13 @@ func (h *Hold) answers(a arrived, here func() bool, back bool) bool {
 		return true
 	case back:
 		return a.late || begins(a.p)
+	case a.late || a.direct || !begins(a.p) || !here():
+		return false
 	}
-	return !a.late && !a.direct && begins(a.p) && here()
+	t, _ := InboundTuple(a.p)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !h.elsewhere(t)
 }
 
 // stop ends a moved filter whose grace is over.
@@ -518,6 +562,9 @@ func (f *filter) inbound(a arrived) (taken bool, forward func(p []byte)) {
 	h.mu.Unlock()
 	if done || h.answers(a, here, back) {
 		return false, nil
+	}
+	if here != nil {
+		h.sendOn(a.p)
 	}
 	return true, forward
 }

@@ -484,6 +484,10 @@ func TestAnswerNew(t *testing.T) {
 	check("by a binding", routing2(first(1), careOf[0]), true)
 	rebuilt.Detach()
 	check("of another connection", tunnel(homeAgent, data(1)), true)
+	check("what was sent on, once more", tunnel(homeAgent, first(1)), true)
+	undo := stack.SetRepeatTime(0)
+	check("what was sent on, and not answered for long", tunnel(homeAgent, first(1)), false)
+	undo()
 	check("from Via", tunnel(homeAgent, first(2)), false)
 	c, s := connect(t, w.client.Stack, w.nodes[0].Stack, server6)
 	here = false

@@ -10,6 +10,13 @@ import (
 // Stack is where packets can be put in.
 func (n *Node) Stack() *stack.Stack { return n.stack }
 
+// Contact is the contact as far as the node knows.
+func (n *Node) Contact() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.config.Contact
+}
+
 // Decisions are those of the session.
 func (n *Node) Decisions() *api.Decisions {
 	n.mu.Lock()

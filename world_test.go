@@ -65,18 +65,27 @@ func newWorld(t *testing.T, prepare func(*dstest.Cluster), names ...string) *wor
 // start runs a program at a node.
 func (w *world) start(name string) *node {
 	w.t.Helper()
+	n, err := w.program(name)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.nodes[name] = n
+	return n
+}
+
+// program runs one.
+func (w *world) program(name string) (*node, error) {
 	n := &node{Node: w.cluster.Node(name), name: name, t: w.t}
 	n.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
 	n.State = n.state
 	n.Patience = time.Minute // a busy machine is no fault
-	w.nodes[name] = n
 	hl, err := n.ListenHandoff()
 	if err != nil {
-		w.t.Fatal(err)
+		return nil, err
 	}
 	l, err := n.Listen("tcp", fmt.Sprintf(":%d", port))
 	if err != nil {
-		w.t.Fatal(err)
+		return nil, errors.Join(err, n.Close())
 	}
 	n.quit.Go(func() {
 		for {
@@ -103,7 +112,7 @@ func (w *world) start(name string) *node {
 			}
 		}
 	})
-	return n
+	return n, nil
 }
 
 func (n *node) stop() {
@@ -162,6 +171,8 @@ type stream struct {
 	in, out atomic.Int64
 	done    chan error
 	end     atomic.Bool
+	anew    bool          // there was one before, which may have ended
+	failed  atomic.Bool   // one of the two directions, before the end
 	came    chan struct{} // something came back
 }
 
@@ -177,6 +188,10 @@ func (w *world) dial(client netip.Addr) *stream {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	return newStream(c)
+}
+
+func newStream(c net.Conn) *stream {
 	return &stream{Conn: c, done: make(chan error, 2), came: make(chan struct{}, 1)}
 }
 
@@ -199,6 +214,7 @@ func (s *stream) run() *stream {
 		if err == nil {
 			err = s.Conn.(interface{ CloseWrite() error }).CloseWrite()
 		}
+		s.failed.CompareAndSwap(false, err != nil)
 		s.done <- err
 	}()
 	go func() {
@@ -218,6 +234,7 @@ func (s *stream) run() *stream {
 				if err == io.EOF {
 					err = nil
 				}
+				s.failed.CompareAndSwap(false, err != nil)
 				s.done <- err
 				return
 			}
@@ -244,6 +261,15 @@ func (s *stream) finish(t *testing.T) {
 		t.Errorf("%s: %d octets sent, %d came back", s.LocalAddr(), out, in)
 	}
 	s.Close()
+}
+
+// abandon resets a stream that may have nobody at its other end any more.
+func (s *stream) abandon() {
+	s.end.Store(true)
+	reset(s)
+	for range 2 {
+		<-s.done
+	}
 }
 
 // ping sends some octets and waits for them to come back.

@@ -163,6 +163,24 @@ func (c *Cluster) TakeOver(ctx context.Context, name string) error {
 	return errors.Join(err, a.Err)
 }
 
+// Contact is the node that all daemons take for the contact, and that is registered at the
+// home agent: "" as long as there is none.
+func (c *Cluster) Contact() (name string) {
+	for _, d := range c.daemons {
+		is, registered := "", false
+		d.ask(func(m *member.Member) {
+			var contact member.Contact
+			contact, registered = m.Contact()
+			is = contact.Name
+		})
+		if is == "" || name != "" && is != name || is == d.name && !registered {
+			return ""
+		}
+		name = is
+	}
+	return name
+}
+
 // Owner is the node that has a client's connections as far as the daemons know, ""
 // if none has: because there are none, or because they are on their way.
 func (c *Cluster) Owner(client netip.Addr) string {

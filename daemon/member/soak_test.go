@@ -42,7 +42,7 @@ func (s *soak) String() string {
 //
 // What it goes through is the machines of the daemons and of Mobile IPv6, as in
 // real daemons, and applications that only pretend to have connections. It is the
-// greater part of the handoffs of `make check` (98 000 of 100 400, without the race
+// greater part of the handoffs of `make check` (98 000 of 100 260, without the race
 // detector, which finds nothing in one goroutine; 2000 more with it) and of `make
 // soak` (950 000 of a million); those of package ds's TestSoak have real connections.
 func TestSoak(t *testing.T) {

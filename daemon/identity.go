@@ -13,6 +13,7 @@ import (
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/daemon/config"
 	"github.com/distributed-servers/ds/daemon/identity"
+	"github.com/distributed-servers/ds/daemon/member"
 	"github.com/distributed-servers/ds/daemon/peer"
 )
 
@@ -88,7 +89,12 @@ func (n *Node) compareLists(name string) {
 
 // unreached is why there is no connection to a node.
 func (n *Node) unreached(name string, err error) {
-	n.reached.Store(name, reach{since: time.Now(), err: fmt.Sprint(err)})
+	<-n.meshed
+	why := fmt.Sprint(err)
+	n.reached.Store(name, reach{since: time.Now(), err: why})
+	for _, s := range n.services {
+		s.step(member.Unreached{Name: name, Why: why})
+	}
 }
 
 // reload reads certificates anew. It does nothing before Run.

@@ -419,10 +419,10 @@ func (f *fromPeers) Up(name string) {
 
 func (f *fromPeers) Down(name string, err error) {
 	n := (*Node)(f)
-	n.unreached(name, err)
 	for _, s := range n.services {
 		s.step(member.PeerDown{Name: name})
 	}
+	n.unreached(name, err)
 	n.compareLists(name)
 }
 

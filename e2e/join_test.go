@@ -155,7 +155,12 @@ func TestJoin(t *testing.T) {
 	c.handoff(d, cl, a)
 
 	// One is started anew, with the certificate that it has now.
+	// Meanwhile it is no node to hand clients off to, and it is said why.
 	c.ok(b.Daemon.Stop(patience))
+	c.eventually("a knows why it cannot hand off to b", func(context.Context) (bool, error) {
+		out, err := c.ds(a, 0, "handoff", cl.Addr.String(), "b")
+		return err != nil && strings.Contains(out, "node b is not connected: ") && strings.Contains(out, "connection refused"), fmt.Errorf("%v: %s", err, out)
+	})
 	c.startDaemon(b)
 	c.connected(d)
 

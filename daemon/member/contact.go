@@ -200,6 +200,7 @@ func (m *Member) peerUp(name string) {
 	}
 	m.up[name] = nil
 	delete(m.away, name)
+	delete(m.why, name)
 	m.doubtOwner(name)
 	m.toPeer(name, m.introduction())
 	m.event(api.EventPeerUp, netip.Addr{}, name, "")
@@ -242,6 +243,22 @@ func (m *Member) peerDown(name string) {
 	m.heardOf(name, before)
 }
 
+// unreachedFor is why there is no connection to a member.
+func (m *Member) unreachedFor(name, why string) {
+	_, known := m.cfg.Nodes[name]
+	if _, there := m.up[name]; known && !there {
+		m.why[name] = why
+	}
+}
+
+// notConnected says that there is none, and why, if that is known.
+func (m *Member) notConnected(name string) error {
+	if why := m.why[name]; why != "" {
+		return fmt.Errorf("node %s is not connected: %s", name, why)
+	}
+	return fmt.Errorf("node %s is not connected", name)
+}
+
 // fromPeer takes a message of another member.
 func (m *Member) fromPeer(from string, msg *Message) {
 	before, there := m.up[from]
@@ -253,6 +270,7 @@ func (m *Member) fromPeer(from string, msg *Message) {
 		if _, err := agree(msg, Oldest, Newest); err != nil {
 			m.event(api.EventFault, netip.Addr{}, from, err.Error())
 			m.peerDown(from)
+			m.unreachedFor(from, err.Error())
 			return
 		}
 		m.up[from] = msg

@@ -107,7 +107,7 @@ func (m *Member) mayGo(c *client, to string) error {
 	case !known:
 		return fmt.Errorf("there is no node %q; there are %s", to, m.names())
 	case !there:
-		return fmt.Errorf("node %s is not connected", to)
+		return m.notConnected(to)
 	case c.out != nil:
 		return fmt.Errorf("the client is on its way to node %s already", c.out.to)
 	}

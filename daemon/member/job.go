@@ -159,7 +159,7 @@ func (m *Member) command(in Command) {
 	case in.Job.What == Cease:
 		m.endErrand(m.errands[in.ID])
 	case !sent:
-		m.answer(Answer{ID: in.ID, Err: fmt.Errorf("node %s is not connected", in.Node)})
+		m.answer(Answer{ID: in.ID, Err: m.notConnected(in.Node)})
 	default:
 		e := &errand{id: in.ID, node: in.Node}
 		m.errands[e.id] = e

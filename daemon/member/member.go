@@ -118,8 +118,8 @@ func (c Contact) later(d Contact) bool {
 }
 
 // Input is one of [Start], [App], [AppGone], [Peer], [PeerUp], [PeerDown],
-// [Received], [Takeover], [HandOff], [Command], [Optimise], [DeleteBinding],
-// [SetNodes], [Tick].
+// [Unreached], [Received], [Takeover], [HandOff], [Command], [Optimise],
+// [DeleteBinding], [SetNodes], [Tick].
 type Input interface{ input() }
 
 // Start comes first.
@@ -144,6 +144,10 @@ type (
 	PeerUp   struct{ Name string }
 	PeerDown struct{ Name string }
 )
+
+// Unreached tells why there is no connection to a member, each time that the reason is
+// another: who asks for something that takes one is told.
+type Unreached struct{ Name, Why string }
 
 // Received is a packet for the machines of Mobile IPv6: to the care-of address or
 // to the daemon's address, in a tunnel or not. It is not kept; it may be changed.
@@ -179,6 +183,7 @@ func (AppGone) input()       {}
 func (Peer) input()          {}
 func (PeerUp) input()        {}
 func (PeerDown) input()      {}
+func (Unreached) input()     {}
 func (Received) input()      {}
 func (Takeover) input()      {}
 func (HandOff) input()       {}
@@ -291,6 +296,7 @@ type Member struct {
 
 	up   map[string]*Message      // the Hello of members that are connected, nil before it has come
 	away map[string]time.Duration // the others, and since when
+	why  map[string]string        // they are not connected, of those of which that is known
 
 	clients map[netip.Addr]*client
 	idle    deadline.Queue[*client]
@@ -380,6 +386,7 @@ func New(cfg Config) (*Member, error) {
 		contact:   cfg.Contact,
 		up:        make(map[string]*Message),
 		away:      make(map[string]time.Duration),
+		why:       make(map[string]string),
 		clients:   make(map[netip.Addr]*client),
 		outgoing:  make(map[uint64]*handoff),
 		giving:    make(map[netip.Addr]*handoff),
@@ -457,6 +464,8 @@ func (m *Member) input(in Input) {
 		m.peerUp(in.Name)
 	case PeerDown:
 		m.peerDown(in.Name)
+	case Unreached:
+		m.unreachedFor(in.Name, in.Why)
 	case Received:
 		m.received(in.Packet)
 	case Takeover:

@@ -113,6 +113,21 @@ func TestRefusals(t *testing.T) {
 	if a := w.handOff(c, "b"); a.Err == nil || a.Err.Error() != "node b is not connected" {
 		t.Errorf("to b, which is not connected: %v", a.Err)
 	}
+	const stranger = "its certificate is of another cluster"
+	for _, why := range []string{"dial tcp: connection refused", stranger} { // the latest counts
+		w.members["a"].step(Unreached{"b", why})
+		w.members["a"].step(Unreached{"x", why}) // no member
+	}
+	w.members["a"].step(Unreached{"c", stranger}) // which is connected
+	if a := w.handOff(c, "b"); a.Err == nil || a.Err.Error() != "node b is not connected: "+stranger {
+		t.Errorf("to b, which is of another cluster: %v", a.Err)
+	}
+	if a := w.command("a", Command{ID: 8, Node: "b", Job: drain}); a.Err == nil || a.Err.Error() != "node b is not connected: "+stranger {
+		t.Errorf("an order for b: %v", a.Err)
+	}
+	if why := w.members["a"].m.why; len(why) != 1 {
+		t.Errorf("why nodes are not connected: %v", why)
+	}
 	w.members["a"].step(HandOff{ID: 7, Client: clientAddr(9), To: "b"})
 	if a := w.members["a"].answers[7]; a.Err == nil || !strings.Contains(a.Err.Error(), "does not know client") {
 		t.Errorf("of an unknown client: %v", a.Err)

@@ -65,6 +65,7 @@ func (m *Member) setNodes(nodes map[string]Addrs) {
 // had is gone with it: nobody waits for it to tell.
 func (m *Member) part(name string) {
 	delete(m.away, name)
+	delete(m.why, name)
 	delete(m.missing, name)
 	delete(m.handshakes, name)
 	for _, client := range slices.SortedFunc(maps.Keys(m.owners), netip.Addr.Compare) {

@@ -57,7 +57,7 @@ func TestVersionRefused(t *testing.T) {
 	m.Step(0, App{&api.Message{Kind: api.Hello, Program: "p"}})
 	m.Step(0, App{&api.Message{Kind: api.Owned, Client: clientAddr(0), Connections: 1}})
 	out = m.Step(0, App{&api.Message{Kind: api.Prepare, ID: 1, Client: clientAddr(0), To: "c"}})
-	if len(out.App) != 1 || out.App[0].Kind != api.Prepared || out.App[0].Error != "node c is not connected" {
+	if len(out.App) != 1 || out.App[0].Kind != api.Prepared || !strings.HasPrefix(out.App[0].Error, "node c is not connected: it speaks versions ") || !strings.Contains(out.App[0].Error, "upgrade this node") {
 		t.Errorf("a handoff to it: %+v", out.App)
 	}
 }

@@ -149,6 +149,37 @@ func (w *world) awaitHandoff(client netip.Addr, from, to string) {
 	}
 }
 
+// What comes to the target and cannot be rebuilt there, of a release that it does not
+// understand or damaged, ends with the client where it was, and with what is wrong.
+func TestOfferFaults(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(m *api.Message)
+		says   string
+	}{
+		{"later version", func(m *api.Message) { m.Snapshot[4], m.Snapshot[5] = 200, 200 }, "it is version 200 for readers from version 200 on, this is version 1; upgrade this node first"},
+		{"no snapshot", func(m *api.Message) { m.Snapshot[0] ^= 1 }, "does not begin with"},
+		{"cut off", func(m *api.Message) { m.Snapshot = m.Snapshot[:len(m.Snapshot)-1] }, "snapshot: parse: "},
+		{"a state too many", func(m *api.Message) { m.State = append(m.State, nil) }, "the state of 2 connections, and a snapshot of 1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var fired atomic.Bool
+			w := newWorld(t, func(c *dstest.Cluster) {
+				c.Intercept = func(_ string, m *api.Message) error {
+					if m.Kind == api.Offer && !fired.Swap(true) {
+						tt.change(m)
+					}
+					return nil
+				}
+			}, "a", "b")
+			s := w.dial(client1)
+			s.ping(t)
+			_, err := w.nodes["a"].handoff(client1, "b")
+			w.check(s, err, outcome{ds.StageTransfer, false, "a", ds.ErrRefused, tt.says}, func() *stream { return nil })
+		})
+	}
+}
+
 // What the application can do wrong ends with the client where it was.
 func TestApplicationFaults(t *testing.T) {
 	hang := make(chan struct{})

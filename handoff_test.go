@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -39,6 +40,19 @@ func TestStreams(t *testing.T) {
 					t.Fatal(err)
 				}
 				if r.From != at || r.To != to || r.Connections != len(streams) || r.Mode() != mode || r.State != 8*len(streams) {
+					t.Fatalf("report: %s", r)
+				}
+				var stages []ds.Stage
+				var took time.Duration
+				for _, s := range r.Stages {
+					stages, took = append(stages, s.Stage), took+s.Duration
+					if s.Duration < 0 {
+						t.Fatalf("report: %s", r)
+					}
+				}
+				if r.Client != client1 || r.Snapshot <= 0 || r.Gap <= 0 || r.Gap > took || !slices.Equal(stages, []ds.Stage{
+					ds.StagePrepare, ds.StageDrain, ds.StageFreeze, ds.StageExport, ds.StageTransfer, ds.StageRelease,
+				}) {
 					t.Fatalf("report: %s", r)
 				}
 				if i == handoffs-1 {

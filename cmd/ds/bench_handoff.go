@@ -51,7 +51,11 @@ docs/evaluation.md, and plots into the directory evaluation beside it.`,
 			}
 			res.Command = "ds bench handoff"
 			if markdown != "" {
-				res.Command += " --markdown " + filepath.ToSlash(markdown)
+				name := markdown
+				if filepath.IsAbs(name) { // the rest says nothing to others
+					name = filepath.Base(name)
+				}
+				res.Command += " --markdown " + filepath.ToSlash(name)
 			}
 			if o.Quick {
 				res.Command += " --quick"

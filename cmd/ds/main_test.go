@@ -142,7 +142,7 @@ func TestBenchHandoffWithout(t *testing.T) {
 	if e := json.Unmarshal([]byte(out), &res); err != nil || e != nil || len(res.Rows) != 0 || len(res.Missing) != 1 || !strings.Contains(res.Missing[0].Why, "dsco") {
 		t.Errorf("%v, %v: %s", err, e, out)
 	}
-	if b, err := os.ReadFile(file); err != nil || !strings.Contains(string(b), "no dsco beside ds") {
+	if b, err := os.ReadFile(file); err != nil || !strings.Contains(string(b), "no dsco beside ds") || !strings.Contains(string(b), "--markdown evaluation.md --quick\n") {
 		t.Errorf("%v: %s", err, b)
 	}
 	out, err = ds(t, "bench", "handoff")

@@ -1,10 +1,15 @@
 package identity
 
 import (
+	"bytes"
 	"context"
+	"crypto/ecdsa"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -209,6 +214,72 @@ func TestJoin(t *testing.T) {
 	}
 	if err := c.agent.Exchange(t.Context(), "b"); err != nil {
 		t.Error(err)
+	}
+}
+
+// The key of a machine that joins stays on it: all that it says is a request for a
+// certificate, the token, its name and its addresses.
+func TestKeyStays(t *testing.T) {
+	w, a := newWorld(t)
+	var said bytes.Buffer
+	var running sync.WaitGroup
+	token := a.token(t, TokenOptions{})
+	_, dir, err := w.join("b", token, func(c *JoinConfig) {
+		c.Dial = func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+			// Somebody with the identity of a listens in between.
+			raw, err := w.dial(ctx, addr)
+			if err != nil {
+				return nil, err
+			}
+			c, between := net.Pipe()
+			running.Go(func() {
+				defer between.Close()
+				defer raw.Close()
+				front := tls.Server(between, a.agent.Accept())
+				back := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{Protocol}})
+				running.Go(func() { io.Copy(front, back); between.Close() })
+				io.Copy(back, io.TeeReader(front, &said))
+			})
+			return c, nil
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	running.Wait()
+	file, err := os.ReadFile(filepath.Join(dir, NodeFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(file, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := pair.PrivateKey.(*ecdsa.PrivateKey)
+	private, err := key.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if said.Len() < 4 {
+		t.Fatal("it has said nothing")
+	}
+	r, err := parseRequest(said.Bytes()[4:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := x509.ParseCertificateRequest(r.CSR)
+	if err != nil || !key.PublicKey.Equal(csr.PublicKey) {
+		t.Errorf("the request for a certificate is for another key: %v", err)
+	}
+	if bytes.Contains(r.CSR, private) {
+		t.Error("the key is in the request for a certificate")
+	}
+	m := member("b")
+	all, err := json.Marshal(request{
+		Kind: kindJoin, ID: token.ID[:], Secret: token.Secret[:], Name: "b", Member: &Member{Address: m.Address, Port: m.Port, CareOf: r.Member.CareOf}, CSR: r.CSR,
+	})
+	if err != nil || string(all) != string(said.Bytes()[4:]) {
+		t.Errorf("it says more than it has to: %s, not %s: %v", said.Bytes()[4:], all, err)
 	}
 }
 

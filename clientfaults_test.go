@@ -22,11 +22,16 @@ import (
 func TestClientFaults(t *testing.T) {
 	for _, what := range []string{"vanishes", "resets", "floods"} {
 		for _, at := range []struct {
-			node string
-			kind api.Kind
+			node  string
+			kind  api.Kind
+			flood bool // this takes a second
 		}{
-			{"a", api.Prepared}, {"a", api.Transfer}, {"b", api.Offer}, {"a", api.Done},
+			{"a", api.Prepare, false}, {"b", api.Expect, false}, {"b", api.Expected, false}, {"a", api.Prepared, true}, {"a", api.Transfer, true},
+			{"b", api.Offer, true}, {"b", api.Activate, false}, {"b", api.Activated, false}, {"a", api.Done, true},
 		} {
+			if what == "floods" && !at.flood {
+				continue
+			}
 			t.Run(fmt.Sprintf("%s at %s", what, at.kind), func(t *testing.T) { testClientFault(t, what, at.node, at.kind) })
 		}
 	}

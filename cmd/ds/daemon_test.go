@@ -356,6 +356,37 @@ func TestHelp(t *testing.T) {
 	}
 }
 
+// On a terminal one line shows how far moves are, of all nodes together: how many have
+// gone and are to go, how fast, for how long yet.
+func TestMoveLine(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var said strings.Builder
+	c := new(cobra.Command)
+	c.SetErr(&said)
+	m := newMover(c, false, []string{"a", "b"})
+	m.show = &progress{w: w, live: true}
+	err = m.follow(func(yield func(api.MoveProgress, error) bool) {
+		_ = yield(api.MoveProgress{Node: "a", Moved: 30, Moving: 4, Left: 70, Rate: 10, ETA: api.Seconds(7 * time.Second)}, nil) &&
+			yield(api.MoveProgress{Node: "b", Moved: 5, Left: 5, Stuck: 1, Failed: 2, Rate: 2.6, ETA: api.Seconds(2 * time.Second)}, nil) &&
+			yield(api.MoveProgress{Node: "a", Moved: 100, Done: true, Error: "one has stayed"}, nil)
+	})
+	w.Close()
+	shown, _ := io.ReadAll(r)
+	want := clearLine + "a, b: 30 of 100 gone, 4 going, 10/s, 7s left" +
+		clearLine + "a, b: 35 of 111 gone, 4 going, 13/s, 7s left, failed handoffs: 2" +
+		clearLine + "a, b: 105 of 111 gone, 0 going, 3/s, 2s left, failed handoffs: 2"
+	if string(shown) != want || err == nil || err.Error() != "one has stayed" || said.Len() > 0 {
+		t.Errorf("it shows %q, not %q, says %q and ends with %v", shown, want, &said, err)
+	}
+	if got := m.summary(); !strings.HasPrefix(got, "clients that have gone: 105, left: 6, failed handoffs: 2, in ") {
+		t.Error(got)
+	}
+}
+
 func TestSpan(t *testing.T) {
 	now := time.Now()
 	for d, want := range map[time.Duration]string{

@@ -53,9 +53,11 @@ func TestStoryKernel(t *testing.T) {
 				if moves < 20 {
 					t.Errorf("moved only %d times", moves)
 				}
-				if n := kernelResets(t) - before; n != 0 {
-					t.Errorf("the kernel counts %d resets", n)
-				}
+				// What the network has kept longer than the connection lasted, as where
+				// others have the processors, the kernel answers so; those have been seen.
+				eventually(t, "resets that the kernel counts are those of a connection that is over", func() bool {
+					return kernelResets(t)-before == w.watch.lateResets()
+				})
 				w.watch.check(t)
 			})
 		}

@@ -17,6 +17,7 @@ type watcher struct {
 	mu       sync.Mutex
 	packets  int
 	resets   []string
+	late     int // resets by the client that are none of those: the connection was over
 	edges    []string
 	backTS   int // timestamps that went back
 	backAck  int // acknowledgements that went back
@@ -115,7 +116,11 @@ func (w *watcher) see(p []byte, client bool) {
 			f.clientFin.fin(h, payload)
 			f.serverFin.ack(h)
 		}
-		if h.Flags().Contains(header.TCPFlagRst) && (f == nil || !f.over()) {
+		switch {
+		case !h.Flags().Contains(header.TCPFlagRst):
+		case f != nil && f.over():
+			w.late++
+		default:
 			w.resets = append(w.resets, fmt.Sprintf("by the client: port %d to %d", h.SourcePort(), h.DestinationPort()))
 		}
 		return
@@ -167,6 +172,13 @@ func (w *watcher) count() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.packets
+}
+
+// lateResets is how many resets a client has sent that are no fault.
+func (w *watcher) lateResets() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.late
 }
 
 // forget starts anew: the test has made time or sequence numbers jump.

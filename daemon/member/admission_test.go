@@ -1,0 +1,129 @@
+package member
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/distributed-servers/ds/daemon/api"
+)
+
+// A target takes a client from one donor, and no more of them at the same time than it
+// has words for; who is refused hears why.
+func TestAdmission(t *testing.T) {
+	w := begin(t, 1, 1)
+	b := w.members["b"].m
+	var expects *api.Message // the latest
+	var said []ToPeer
+	step := func(in ...Input) {
+		out := b.Step(w.now, in...)
+		for _, m := range out.App {
+			if m.Kind == api.Expect {
+				expects = m
+			}
+		}
+		said = out.Peers
+	}
+	prepare := func(from string, id uint64, client netip.Addr) Peer {
+		return Peer{from, &Message{Kind: Prepare, ID: id, Client: client, Epoch: 2, Relayed: true}}
+	}
+	// hears is that a member is told of one of its handoffs in the last step, or not.
+	hears := func(name string, kind Kind, id uint64, why string) {
+		t.Helper()
+		var got []string
+		for _, p := range said {
+			if p.To == name && p.Message.ID == id {
+				got = append(got, fmt.Sprintf("%s %s", p.Message.Kind, p.Message.Error))
+			}
+		}
+		if want := fmt.Sprintf("%s %s", kind, why); fmt.Sprint(got) != "["+want+"]" {
+			t.Errorf("%s hears %q of handoff %d, not %q", name, got, id, want)
+		}
+	}
+
+	c, own := clientAddr(0), clientAddr(1)
+	step(App{&api.Message{Kind: api.Owned, Client: own, Connections: 1}})
+	step(prepare("a", 1, own))
+	hears("a", Prepared, 1, "it has connections of this client itself")
+
+	// The latest donor counts, until the client is given away.
+	step(prepare("a", 2, c))
+	step(prepare("c", 2, c))
+	if expects == nil || expects.Client != c || expects.From != "c" {
+		t.Fatalf("the application is told %+v", expects)
+	}
+	step(App{&api.Message{Kind: api.Expected, ID: expects.ID, Client: c}})
+	hears("c", Prepared, 2, "")
+	transfer := func(from string, id uint64) Peer {
+		return Peer{from, &Message{Kind: Transfer, ID: id, Client: c, Epoch: 2, Relayed: true, Snapshot: []byte("connections")}}
+	}
+	step(transfer("a", 2))
+	hears("a", Done, 2, "the handoff had ended here before the client was taken")
+	step(transfer("c", 2), prepare("a", 3, c)) // together: it is not recorded yet
+	hears("a", Prepared, 3, "it is being given this client already")
+	step(Recorded{}, prepare("a", 4, c))
+	hears("a", Prepared, 4, "it has connections of this client itself")
+
+	many := func(i int) netip.Addr {
+		return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0xff, 14: byte(i >> 8), 15: byte(i)})
+	}
+	const first = 100
+	for i := 1; i < api.MaxDecisions; i++ { // one is on its way
+		step(prepare("a", uint64(first+i), many(i)))
+		if len(said) > 0 {
+			t.Fatalf("of %d clients one is refused: %+v", i, said[0].Message)
+		}
+	}
+	step(prepare("c", 5, many(0)))
+	hears("c", Prepared, 5, fmt.Sprintf("%d clients are on their way to it already", api.MaxDecisions))
+	step(Peer{"a", &Message{Kind: Abort, ID: first + 1}})
+	step(prepare("c", 6, many(0)))
+	if len(said) > 0 || expects.Client != many(0) {
+		t.Errorf("there is room again, and it is refused: %+v", said)
+	}
+}
+
+// A donor's application that does not keep to the order is refused, and a handoff of the
+// client that is under way goes on.
+func TestDonorsOrder(t *testing.T) {
+	w := begin(t, 1, 2)
+	a := w.members["a"].m
+	c, other := clientAddr(0), clientAddr(1)
+	var out Output
+	say := func(m *api.Message) { out = a.Step(w.now, App{m}) }
+	// told is what the application is told in the last step.
+	told := func(kind api.Kind, id uint64, why string) {
+		t.Helper()
+		if len(out.App) != 1 || out.App[0].Kind != kind || out.App[0].ID != id || !strings.Contains(out.App[0].Error, why) || (why == "") != (out.App[0].Error == "") {
+			t.Errorf("it is told %+v, not %s %d %q", out.App, kind, id, why)
+		}
+	}
+	say(&api.Message{Kind: api.Prepare, ID: 1, Client: c, To: "b"})
+	if len(out.Peers) != 1 || out.Peers[0].Message.Kind != Prepare {
+		t.Fatalf("b is told %+v", out.Peers)
+	}
+	id := out.Peers[0].Message.ID
+	say(&api.Message{Kind: api.Prepare, ID: 2, Client: c, To: "c"})
+	told(api.Prepared, 2, "the client is on its way to node b already")
+	say(&api.Message{Kind: api.Prepare, ID: 1, Client: other, To: "c"})
+	told(api.Prepared, 1, "id 1 is another handoff's")
+	say(&api.Message{Kind: api.Transfer, ID: 1, Client: c, Snapshot: []byte("connections")})
+	told(api.Done, 1, "transfer is out of order: the handoff is at prepare")
+	say(&api.Message{Kind: api.Transfer, ID: 7, Client: other, Snapshot: []byte("connections")})
+	told(api.Done, 7, "the handoff has ended")
+	out = a.Step(w.now, HandOff{ID: 9, Client: c, To: "c"})
+	if len(out.Answers) != 1 || out.Answers[0].Err == nil || !strings.Contains(out.Answers[0].Err.Error(), "the client is on its way to node b already") {
+		t.Errorf("an operator is told %+v", out.Answers)
+	}
+
+	out = a.Step(w.now, Peer{"b", &Message{Kind: Prepared, ID: id}})
+	told(api.Prepared, 1, "")
+	say(&api.Message{Kind: api.Transfer, ID: 1, Client: c, Snapshot: []byte("connections")})
+	if len(out.Peers) == 0 || out.Peers[0].To != "b" || out.Peers[0].Message.Kind != Transfer || out.Peers[0].Message.ID != id {
+		t.Fatalf("b is told %+v", out.Peers)
+	}
+	if _, has := a.Client(c); has {
+		t.Error("a has the client that it has given away")
+	}
+}

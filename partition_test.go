@@ -132,20 +132,37 @@ func TestPartition(t *testing.T) {
 	}
 }
 
-// A node that cannot be reached, for whatever reason, is named before anything has
-// happened.
+// A node that cannot be reached, or whose daemon or application has ended, is named before
+// anything has happened.
 func TestUnreachable(t *testing.T) {
-	w := newWorld(t, nil, "a", "b")
-	s := w.dial(client1)
-	s.ping(t)
-	w.awaitOwner(client1, "a")
-	w.cluster.SetApart("a", "b", true)
-	w.awaitStatus("a", func(s *ds.Status) bool { return len(s.Nodes) == 2 && !s.Nodes[1].Connected })
-	_, err := w.nodes["a"].handoff(client1, "b")
-	w.check(s, err, outcome{ds.StagePrepare, false, "a", ds.ErrRefused, "node b is not connected"}, func() *stream {
-		w.cluster.SetApart("a", "b", false)
-		return nil
-	})
+	connected := func(n api.NodeInfo) bool { return n.Connected }
+	for _, tt := range []struct {
+		what       string
+		begin, end func(w *world)
+		until      func(api.NodeInfo) bool // is not so of node b
+		says       string
+	}{
+		{"apart", func(w *world) { w.cluster.SetApart("a", "b", true) }, func(w *world) { w.cluster.SetApart("a", "b", false) },
+			connected, "node b is not connected"},
+		{"daemon", func(w *world) { w.cluster.SetDown("b", true) }, func(w *world) { w.cluster.SetDown("b", false) },
+			connected, "node b is not connected"},
+		{"application", func(w *world) { w.nodes["b"].stop() }, func(w *world) { w.start("b") },
+			func(n api.NodeInfo) bool { return n.Attached }, "node b refuses: no application is attached"},
+	} {
+		t.Run(tt.what, func(t *testing.T) {
+			w := newWorld(t, nil, "a", "b")
+			s := w.dial(client1)
+			s.ping(t)
+			w.awaitOwner(client1, "a")
+			tt.begin(w)
+			w.awaitStatus("a", func(s *ds.Status) bool { return len(s.Nodes) == 2 && !tt.until(s.Nodes[1]) })
+			_, err := w.nodes["a"].handoff(client1, "b")
+			w.check(s, err, outcome{ds.StagePrepare, false, "a", ds.ErrRefused, tt.says}, func() *stream {
+				tt.end(w)
+				return nil
+			})
+		})
+	}
 }
 
 // The target's application ends, at each message of it: before it has the client

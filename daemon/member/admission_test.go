@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/distributed-servers/ds/daemon/api"
 )
@@ -126,4 +127,24 @@ func TestDonorsOrder(t *testing.T) {
 	if _, has := a.Client(c); has {
 		t.Error("a has the client that it has given away")
 	}
+}
+
+// What members say to each other comes once (package peer); if it came twice, no handoff
+// would end otherwise.
+func TestDoubled(t *testing.T) {
+	w := begin(t, 1, 4)
+	w.doubled = true
+	for i := range 20 {
+		c := clientAddr(i % 4)
+		to := names[(i/4+1)%3]
+		if got := w.handOff(c, to); got.Err != nil {
+			w.fail("%s to %s: %v", c, to, got.Err)
+		}
+		w.run(time.Second)
+		w.settled()
+		if owner := w.owner(c); owner != to {
+			w.fail("%q has %s, not %s", owner, c, to)
+		}
+	}
+	w.certain()
 }

@@ -41,9 +41,10 @@ type world struct {
 	// one breaks it gets a new number, and what is on the way is lost.
 	up map[[2]string]int
 
-	lossy bool // packets get lost
-	lax   bool // members say what makes no sense
-	log   []string
+	lossy   bool // packets get lost
+	doubled bool // what members say comes twice
+	lax     bool // members say what makes no sense
+	log     []string
 
 	quiet  bool // nothing is logged
 	replay string
@@ -374,6 +375,13 @@ func (h *host) step(in Input) {
 					w.t.Fatal(err)
 				}
 				w.members[p.To].step(Peer{h.name, msg})
+				if w.doubled {
+					again, err := Parse(b)
+					if err != nil {
+						w.t.Fatal(err)
+					}
+					w.members[p.To].step(Peer{h.name, again})
+				}
 			}
 		})
 	}

@@ -147,8 +147,11 @@ func message(m syscall.NetlinkMessage) netlink.Message {
 	}
 }
 
-// Send sends a message to the kernel, after what has been received with others is
-// handled.
+// msgVerdict is the type of a message with the verdict on one packet.
+const msgVerdict = unix.NFNL_SUBSYS_QUEUE<<8 | 1 // NFQNL_MSG_VERDICT
+
+// Send sends a message to the kernel: a verdict after what has been received with
+// others is handled, all else, by whomever, at once.
 func (b *bursts) Send(m netlink.Message) error {
 	p, err := m.MarshalBinary()
 	if err != nil {
@@ -162,7 +165,7 @@ func (b *bursts) Send(m netlink.Message) error {
 		}
 	}
 	b.out = append(b.out, p...)
-	if b.handling && len(b.out) < maxTogether {
+	if b.handling && m.Header.Type == msgVerdict && len(b.out) < maxTogether {
 		return nil
 	}
 	return b.flush()

@@ -85,7 +85,12 @@ func receive(t *testing.T, b *bursts) string {
 
 func verdict(t *testing.T, b *bursts, text string) {
 	t.Helper()
-	m := netlink.Message{Header: netlink.Header{Length: uint32(unix.NLMSG_HDRLEN + len(text))}, Data: []byte(text)}
+	send(t, b, msgVerdict, text)
+}
+
+func send(t *testing.T, b *bursts, kind netlink.HeaderType, text string) {
+	t.Helper()
+	m := netlink.Message{Header: netlink.Header{Type: kind, Length: uint32(unix.NLMSG_HDRLEN + len(text))}, Data: []byte(text)}
 	if err := b.Send(m); err != nil {
 		t.Fatal(err)
 	}
@@ -118,8 +123,15 @@ func TestBurst(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(t, "heard", heard(t, kernel), []string{"dddd "})
-	verdict(t, b, "conf") // nobody handles anything
-	expect(t, "heard at once", heard(t, kernel), []string{"conf "})
+	verdict(t, b, "eeee") // nobody handles anything
+	expect(t, "heard at once", heard(t, kernel), []string{"eeee "})
+
+	// What is about all packets does not wait: it would be about later ones, too.
+	say(t, kernel, packetKind, "again")
+	expect(t, "received", receive(t, b), "again ")
+	verdict(t, b, "ffff")
+	send(t, b, packetKind|3, "drop")
+	expect(t, "heard at once, in order", heard(t, kernel), []string{"ffff drop "})
 }
 
 // A burst has an end, also where packets come faster than they are handled, and

@@ -93,17 +93,18 @@ func (n *Node) Servers(context.Context) ([]api.Server, error) {
 }
 
 func (s *service) status() api.Server {
+	counters := map[string]uint64{
+		"relayed": s.counts.relayed.Load(), "unknown": s.counts.unknown.Load(), "refused": s.counts.refused.Load(),
+	}
+	s.n.countKernel(s.home, counters) // asks the kernel: not while handoffs wait
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	until, registered := s.member.Registered()
 	v := api.Server{
 		Address: s.home, CareOf: s.careOf, HomeAgent: s.cfg.HomeAgent, Contact: s.contact(), Local: s.member.IsContact(),
 		TUN: s.tun, MTU: s.cfg.MTU, Queues: s.cfg.Queues,
-		Counters: map[string]uint64{
-			"relayed": s.counts.relayed.Load(), "unknown": s.counts.unknown.Load(), "refused": s.counts.refused.Load(),
-		},
+		Counters: counters,
 	}
-	s.n.countKernel(s.home, v.Counters)
 	if registered {
 		v.Registered = s.n.begin.Add(until)
 	}

@@ -112,8 +112,9 @@ func (t *table) exchange(messages []netlink.Message) error {
 // becomes of that, the table's is for changes.
 func (t *table) counted(counter string) (c Count, err error) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.err != nil {
+	gone := t.err != nil
+	t.mu.Unlock() // a change does not wait for whoever counts
+	if gone {
 		return c, ErrClosed
 	}
 	defer func() {

@@ -200,15 +200,16 @@ func (r *relayed) change(b *batch, o Owner) {
 // sent on in another tunnel, and what it has taken out of one, for the application.
 func (n *Node) Counts(home netip.Addr) (relayed, delivered Count, err error) {
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	r := n.servers[home]
+	ends := r != nil && r.senders != nil
+	n.mu.Unlock()
 	if r == nil {
 		return relayed, delivered, nil
 	}
 	if r.relays {
 		relayed, err = n.t.counted(r.counter())
 	}
-	if err == nil && r.senders != nil {
+	if err == nil && ends {
 		delivered, err = n.t.counted(r.counterIn())
 	}
 	return relayed, delivered, err

@@ -3,6 +3,7 @@ package homeagent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -58,6 +59,8 @@ func (r *Role) Status(context.Context) (*api.Status, error) {
 		Started: r.start, Address: r.cfg.Address,
 	}
 	queue, tunnel, sender := r.filter.Stats(), r.tunnel.Stats(), r.sender.Stats()
+	kernel := make(map[string]uint64)
+	r.kernel.count(kernel, r.log) // asks the kernel: not while packets wait
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for a, h := range r.homes {
@@ -80,6 +83,6 @@ func (r *Role) Status(context.Context) (*api.Status, error) {
 		"queue_packets":         queue.Packets,
 		"queue_lost":            queue.Failed + queue.QueueFull + queue.BufferFull,
 	}
-	r.kernel.count(s.Counters, r.log)
+	maps.Copy(s.Counters, kernel)
 	return s, nil
 }

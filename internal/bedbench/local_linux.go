@@ -19,6 +19,7 @@ import (
 
 	"github.com/distributed-servers/ds/handover"
 	"github.com/distributed-servers/ds/internal/netns/topology"
+	"github.com/distributed-servers/ds/internal/testbed"
 	"github.com/distributed-servers/ds/migrate"
 	"github.com/distributed-servers/ds/stack"
 	"github.com/distributed-servers/ds/tun"
@@ -143,6 +144,7 @@ func (e *evaluator) startLocal(ctx context.Context, h *topology.Host, i int, dev
 	defer r.Close()
 	args := append(slices.Clone(e.Local), fmt.Sprint(i))
 	cmd := h.Command(context.Background(), filepath.Join(e.Programs, "ds"), args...)
+	cmd.TimerSlack = testbed.TimerSlack
 	cmd.Stdin, cmd.ExtraFiles = r, []*os.File{device, other}
 	p, err := cmd.Background()
 	if err != nil {

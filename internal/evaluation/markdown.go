@@ -59,8 +59,9 @@ measured it, which also wrote this page: %s.
 	d.put("%s", `
 Hosts are network namespaces on one machine, and links are pairs of interfaces, or
 go through this program where they have delay or loss. All programs are the real
-ones: dsco as home agent, as node and as correspondent, with the timer slack that its
-systemd units give it, an application that answers, and clients with the kernel's TCP.
+ones: dsco as home agent, as node and as correspondent, an application that answers, both
+with the timer slack that systemd's units give them ([operate.md](operate.md)), and clients
+with the kernel's TCP.
 All share the machine's processors.
 `)
 	d.put("%s", `

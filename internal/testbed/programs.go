@@ -222,6 +222,7 @@ func (n *Node) StartApp(ctx context.Context, d *Server) error {
 	if uid := uint32(s.AppUser); uid != 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	}
+	cmd.TimerSlack = TimerSlack
 	p, err := n.bed.Launch(cmd)
 	if err != nil {
 		return fmt.Errorf("testbed: %w", err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/distributed-servers/ds/daemon/api"
@@ -368,7 +369,7 @@ func (h *handoff) late(p []byte) bool {
 		return false
 	}
 	h.copied++
-	h.session.Send(&api.Message{Kind: api.Late, ID: h.id, Client: h.client, Packets: [][]byte{p}})
+	h.session.Send(&api.Message{Kind: api.Late, ID: h.id, Client: h.client, Packets: [][]byte{slices.Clone(p)}})
 	return true
 }
 

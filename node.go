@@ -76,6 +76,9 @@ type Node struct {
 
 	contact atomic.Bool // this node is
 
+	orders chan order   // for who waits for one
+	idle   atomic.Int32 // how many do
+
 	// Set by start.
 	stack  *stack.Stack
 	daemon Daemon          // nil: there is none to ask
@@ -188,6 +191,7 @@ func (n *Node) start(ctx context.Context) (*stack.Stack, error) {
 	defer n.mu.Unlock()
 	n.life, n.end = context.WithCancel(context.Background())
 	n.leaving = make(map[uint64]*handoff)
+	n.orders = make(chan order)
 	n.doubtful = make(map[netip.Addr]*handoff)
 	n.arriving = make(map[uint64]*arrival)
 	n.stranded = make(map[netip.Addr]*arrival)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -107,13 +108,15 @@ func (n *Node) receive(s *unhurried) error {
 // take some tens of microseconds.
 const maxReplies = 16
 
-// unhurried is a session in which some messages can wait: for the next that cannot, or a
+// unhurried is a session in which messages go together. Those that many goroutines send
+// at the same time do; and some can wait, for the next that cannot, or a
 // moment. That a client has gone live is one, for what the daemons do then wants the
 // processors that the client's handlers need to answer it, and nobody waits for that.
 type unhurried struct {
 	Session
 
 	mu      sync.Mutex
+	leaving []*api.Message // with whoever came first of those that send them
 	waiting []*api.Message
 	since   []time.Time // they wait
 	timer   *time.Timer
@@ -125,7 +128,7 @@ const moment = time.Millisecond
 
 func newUnhurried(s Session) *unhurried {
 	u := &unhurried{Session: s}
-	u.timer = time.AfterFunc(time.Hour, func() { u.Send() })
+	u.timer = time.AfterFunc(time.Hour, u.sendWaiting)
 	u.timer.Stop()
 	return u
 }
@@ -143,11 +146,40 @@ func (u *unhurried) Later(m *api.Message) {
 	}
 }
 
-// Send implements Session.
-func (u *unhurried) Send(all ...*api.Message) error {
+func (u *unhurried) sendWaiting() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.sendLocked(all...)
+	u.sendLocked()
+}
+
+// Send implements Session, but messages may go out after it has returned, and if others send at the same time the error may be kept
+// from it: that the session has ended Receive tells, too, and who waits for an answer
+// hears of that.
+func (u *unhurried) Send(all ...*api.Message) error {
+	for _, m := range all { // what is wrong with one must not be another's fault
+		if err := m.Check(); err != nil {
+			return err
+		}
+	}
+	u.mu.Lock()
+	first := len(u.leaving) == 0
+	u.leaving = append(u.leaving, all...)
+	u.mu.Unlock()
+	if !first {
+		return nil
+	}
+	if all[0].Kind != api.Late { // which comes with a lock of the stack held
+		runtime.Gosched() // whoever is ready to run may have something to send
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	together := u.leaving
+	u.leaving = nil
+	err := u.sendLocked(together...)
+	if len(together) > len(all) {
+		return nil // it may have been behind ours
+	}
+	return err
 }
 
 func (u *unhurried) sendLocked(all ...*api.Message) error {
@@ -176,7 +208,11 @@ func (n *Node) dispatch(s Session, m *api.Message) (reply *api.Message) {
 	case api.Unbound:
 		n.stack.Unbind(m.Client)
 	case api.Asked:
-		n.wg.Go(func() { n.asked(s, m) })
+		select {
+		case n.orders <- order{s, m}:
+		default: // all are busy
+			n.wg.Go(func() { n.obey(order{s, m}) })
+		}
 	case api.Prepared:
 		n.answered(m)
 	case api.Done:
@@ -330,6 +366,33 @@ func (n *Node) reconfigure(c *api.SessionConfig) {
 	}
 	if err != nil {
 		n.logger().Error("ds: configuration of the daemon", "error", err)
+	}
+}
+
+// order is a handoff that an operator wants.
+type order struct {
+	session Session // to answer in
+	m       *api.Message
+}
+
+// maxIdle is how many goroutines that have carried out an order wait for another: their
+// stacks have grown to what it takes.
+const maxIdle = 64
+
+// obey carries out an order, and then others.
+func (n *Node) obey(o order) {
+	for {
+		n.asked(o.session, o.m)
+		if n.idle.Add(1) > maxIdle {
+			n.idle.Add(-1)
+			return
+		}
+		select {
+		case o = <-n.orders:
+			n.idle.Add(-1)
+		case <-n.life.Done():
+			return
+		}
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/distributed-servers/ds/daemon/member"
@@ -26,6 +28,7 @@ type records struct {
 	torn  bool          // the file may end in the middle of a line, or lack what all has
 	again time.Duration // when to try again, if it is
 	all   map[recordKey]member.Record
+	buf   []byte // for lines
 }
 
 type recordKey struct {
@@ -68,22 +71,38 @@ func parseRecords(b []byte) (recs []member.Record, err error) {
 		if err := json.Unmarshal(line, &rec); err != nil {
 			return nil, fmt.Errorf("line %d: %w", n, err)
 		}
-		if rec.From == "" || rec.ID == 0 || !rec.Client.IsValid() || rec.State == 0 || rec.State >= member.States || rec.State > member.Forgotten && rec.To == "" {
+		if rec.From == "" || rec.ID == 0 || !rec.Client.IsValid() || rec.Client.Zone() != "" || rec.State == 0 || rec.State >= member.States || rec.State > member.Forgotten && rec.To == "" {
 			return nil, fmt.Errorf("line %d is incomplete", n)
 		}
 		recs, b = append(recs, rec), rest
 	}
 }
 
-func appendRecords(b []byte, recs []member.Record) ([]byte, error) {
+// appendRecords appends lines as json.Marshal has them. It is not asked: a handoff has six,
+// and they take it ten times as long.
+func appendRecords(b []byte, recs ...member.Record) []byte {
 	for _, rec := range recs {
-		line, err := json.Marshal(rec)
-		if err != nil {
-			return b, err
+		b = appendName(append(b, `{"from":`...), rec.From)
+		b = strconv.AppendUint(append(b, `,"id":`...), rec.ID, 10)
+		b = append(rec.Client.AppendTo(append(b, `,"client":"`...)), '"')
+		b = strconv.AppendUint(append(b, `,"state":`...), uint64(rec.State), 10)
+		if rec.To != "" {
+			b = appendName(append(b, `,"to":`...), rec.To)
 		}
-		b = append(append(b, line...), '\n')
+		b = append(b, "}\n"...)
 	}
-	return b, nil
+	return b
+}
+
+// appendName appends the name of a node, which hardly ever has what JSON escapes.
+func appendName(b []byte, name string) []byte {
+	for _, c := range []byte(name) {
+		if c < ' ' || c >= 0x7f || strings.IndexByte(`"\<>&`, c) >= 0 {
+			quoted, _ := json.Marshal(name) // a string always can be
+			return append(b, quoted...)
+		}
+	}
+	return append(append(append(b, '"'), name...), '"')
 }
 
 func (r *records) note(rec member.Record) {
@@ -103,16 +122,14 @@ func (r *records) add(recs []member.Record) error {
 	if r.lines += len(recs); r.torn || r.lines > max(minRewrite, 4*len(r.all)) {
 		return r.rewrite()
 	}
-	b, err := appendRecords(nil, recs)
-	if err == nil {
-		asTarget := recs[0].To == "" // the points are of its stages
-		if asTarget {
-			killpoint.Here("record write", recs[0].State)
-		}
-		_, err = r.file.Write(b)
-		if asTarget {
-			killpoint.Here("record written", recs[0].State)
-		}
+	r.buf = appendRecords(r.buf[:0], recs...)
+	asTarget := recs[0].To == "" // the points are of its stages
+	if asTarget {
+		killpoint.Here("record write", recs[0].State)
+	}
+	_, err := r.file.Write(r.buf)
+	if asTarget {
+		killpoint.Here("record written", recs[0].State)
 	}
 	if err != nil {
 		r.torn = true
@@ -144,9 +161,7 @@ func (r *records) rewrite() (err error) {
 	}()
 	var b []byte
 	for _, rec := range r.all {
-		if b, err = appendRecords(b, []member.Record{rec}); err != nil {
-			return err
-		}
+		b = appendRecords(b, rec)
 	}
 	f, err := os.CreateTemp(filepath.Dir(r.path), "handoffs-*.tmp")
 	if err != nil {

@@ -140,7 +140,9 @@ func (s *service) stepLocked(in ...member.Input) {
 func (s *service) publish(e api.Event) {
 	e.Server = s.home
 	s.n.events.Publish(e)
-	s.n.log.Log(context.Background(), logLevel(e), string(e.Kind), "server", e.Server, "client", e.Client, "node", e.Node, "detail", e.Detail)
+	if level := logLevel(e); s.n.log.Enabled(context.Background(), level) {
+		s.n.log.Log(context.Background(), level, string(e.Kind), "server", e.Server, "client", e.Client, "node", e.Node, "detail", e.Detail)
+	}
 }
 
 // logLevel is how much an event matters in the log. What happens to clients that

@@ -3,7 +3,9 @@ package api
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"net/netip"
+	"strings"
 	"time"
 	"unicode/utf8"
 )
@@ -22,6 +24,24 @@ const (
 	needConfig
 	needPackets
 )
+
+var fieldNames = [...]string{
+	"ID", "client", "node that it goes to", "node that it comes from", "snapshot", "care-of address", "program",
+	"configuration", "packets",
+}
+
+// has are the fields that a message has.
+func (m *Message) has() (has field) {
+	for i, there := range [len(fieldNames)]bool{
+		m.ID != 0, m.Client.IsValid(), m.To != "", m.From != "", len(m.Snapshot) > 0, m.CareOf.IsValid(), m.Program != "",
+		m.Config != nil, len(m.Packets) > 0,
+	} {
+		if there {
+			has |= 1 << i
+		}
+	}
+	return has
+}
 
 // A rule of a kind: which end sends it, and what it must have. Answers need
 // what they need only without Error.
@@ -65,6 +85,29 @@ const (
 	greatestMTU = 65535
 )
 
+// Check tells what a message lacks for its kind, what of it cannot be, and that it is
+// too large: [ErrMessage]. An Error that is too long is no fault of a message that is to
+// be sent: see [AppendMessage].
+func (m *Message) Check() error {
+	if len(m.Error) > maxError || !utf8.ValidString(m.Error) {
+		copied := *m
+		copied.Error = copied.cutError()
+		m = &copied
+	}
+	if err := m.check(); err != nil {
+		return err
+	}
+	if err := checkLen("octets", m.size(), MaxMessage); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrMessage, m.Kind, err)
+	}
+	return nil
+}
+
+// cutError is the Error as it can be sent.
+func (m *Message) cutError() string {
+	return strings.ToValidUTF8(m.Error[:min(len(m.Error), maxError)], "")
+}
+
 // check tells what a message lacks, and what of it cannot be.
 func (m *Message) check() error {
 	if m.Kind == 0 || m.Kind >= kinds {
@@ -85,22 +128,10 @@ func (m *Message) checkFields() error {
 		}
 		needs &= needID
 	}
-	need := func(f field, has bool, what string) error {
-		if needs&f != 0 && !has {
-			return fmt.Errorf("no %s", what)
-		}
-		return nil
+	if lacks := needs &^ m.has(); lacks != 0 {
+		return fmt.Errorf("no %s", fieldNames[bits.TrailingZeros16(uint16(lacks))])
 	}
-	for _, err := range []error{
-		need(needID, m.ID != 0, "ID"),
-		need(needClient, m.Client.IsValid(), "client"),
-		need(needTo, m.To != "", "node that it goes to"),
-		need(needFrom, m.From != "", "node that it comes from"),
-		need(needSnapshot, len(m.Snapshot) > 0, "snapshot"),
-		need(needCareOf, m.CareOf.IsValid(), "care-of address"),
-		need(needProgram, m.Program != "", "program"),
-		need(needConfig, m.Config != nil, "configuration"),
-		need(needPackets, len(m.Packets) > 0, "packets"),
+	for _, err := range [...]error{
 		checkAddr("client", m.Client, false),
 		checkAddr("care-of address", m.CareOf, false),
 		checkLen("error", len(m.Error), maxError),

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -255,23 +254,14 @@ const maxElements = 1 << 20
 func AppendMessage(b []byte, m *Message) ([]byte, error) {
 	if len(m.Error) > maxError || !utf8.ValidString(m.Error) {
 		copied := *m
-		copied.Error = strings.ToValidUTF8(m.Error[:min(len(m.Error), maxError)], "")
+		copied.Error = m.cutError()
 		m = &copied
 	}
-	if err := m.check(); err != nil {
+	if err := m.Check(); err != nil {
 		return b, err
 	}
-	size := len(m.Snapshot)
-	for _, parts := range [...][][]byte{m.State, m.Packets} {
-		for _, s := range parts {
-			size += len(s)
-		}
-	}
-	if err := checkLen("octets", size, MaxMessage); err != nil {
-		return b, fmt.Errorf("%w: %s: %w", ErrMessage, m.Kind, err)
-	}
 	buf := bytes.NewBuffer(b)
-	buf.Grow(size + 256)
+	buf.Grow(m.size() + 256)
 	buf.Write(make([]byte, 4))
 	if err := encoding.MarshalToBuffer(m, buf); err != nil {
 		return b, fmt.Errorf("%w: %s: %w", ErrMessage, m.Kind, err)
@@ -285,11 +275,22 @@ func AppendMessage(b []byte, m *Message) ([]byte, error) {
 	return frame, nil
 }
 
+// size is how many octets the parts have of which it may be made of many.
+func (m *Message) size() int {
+	size := len(m.Snapshot)
+	for _, parts := range [...][][]byte{m.State, m.Packets} {
+		for _, s := range parts {
+			size += len(s)
+		}
+	}
+	return size
+}
+
 // ReadMessage reads a message that has what its kind needs. Memory grows with
 // what has arrived, not with what the length says. The error is that of r
 // (io.EOF between messages), or [ErrMessage].
 func ReadMessage(r io.Reader) (*Message, error) {
-	body, err := framing.Read(r, MaxMessage)
+	body, err := framing.Next(r, MaxMessage)
 	switch {
 	case errors.Is(err, framing.ErrTooLong):
 		return nil, fmt.Errorf("%w: %w", ErrMessage, err)

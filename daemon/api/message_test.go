@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"io"
@@ -232,6 +233,14 @@ func FuzzReadMessage(f *testing.F) {
 		m2, err := ReadMessage(bytes.NewReader(again))
 		if err != nil || !reflect.DeepEqual(m, m2) {
 			t.Errorf("%+v became %+v, %v", m, m2, err)
+		}
+		// What it was read from is used again.
+		r := bufio.NewReaderSize(io.MultiReader(bytes.NewReader(again), bytes.NewReader(bytes.Repeat([]byte{0xa5}, len(again)))), len(again))
+		r.Peek(len(again))
+		m2, err = ReadMessage(r)
+		r.Peek(len(again))
+		if err != nil || !reflect.DeepEqual(m, m2) {
+			t.Errorf("%+v became %+v, %v, in place", m, m2, err)
 		}
 	})
 }

@@ -140,11 +140,18 @@ func (s *Session) Receive() (*Message, error) {
 // Who calls Receive may call it.
 func (s *Session) Ready() bool { return framing.Ready(s.r) }
 
+// buffers are what messages were written in, for those to come: of no more than maxReused
+// octets, which are copied where the other end does not take them at once.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
+
+const maxReused = 64 << 10
+
 // Send sends messages, together, and never waits: what the other end does not take
 // at once is kept, in order. It fails if the session has ended, and if a message
 // lacks something: that one is left out, and the session goes on.
 func (s *Session) Send(all ...*Message) error {
-	var frames []byte
+	buf := buffers.Get().(*[]byte)
+	frames := (*buf)[:0]
 	var wrong error
 	for _, m := range all {
 		killpoint.Here("session send", m.Kind)
@@ -157,6 +164,10 @@ func (s *Session) Send(all ...*Message) error {
 		if err := s.send(frames); err != nil {
 			return err
 		}
+	}
+	if cap(frames) <= maxReused {
+		*buf = frames
+		buffers.Put(buf)
 	}
 	for _, m := range all {
 		killpoint.Here("session sent", m.Kind)
@@ -224,6 +235,9 @@ func (s *Session) send(frame []byte, files ...*os.File) error {
 func (s *Session) keepLocked(frame []byte) error {
 	if s.queued+len(frame) > s.most {
 		return s.failLocked(ErrSlow)
+	}
+	if cap(frame) <= maxReused {
+		frame = bytes.Clone(frame)
 	}
 	s.queue = append(s.queue, frame)
 	s.queued += len(frame)

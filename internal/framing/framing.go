@@ -23,7 +23,7 @@ func Read(r io.Reader, max int) ([]byte, error) {
 	}
 	length := binary.BigEndian.Uint32(head[:])
 	if uint64(length) > uint64(max) {
-		return nil, fmt.Errorf("%w: %d octets, more than %d", ErrTooLong, length, max)
+		return nil, tooLong(length, max)
 	}
 	const step = 1 << 20
 	n := int(length)
@@ -39,6 +39,27 @@ func Read(r io.Reader, max int) ([]byte, error) {
 		}
 	}
 	return b, nil
+}
+
+// Next is Read, but does not copy a frame that a [bufio.Reader] has whole: it is the
+// reader's, until that is read from again.
+func Next(r io.Reader, max int) ([]byte, error) {
+	b, ok := r.(*bufio.Reader)
+	if !ok || !Ready(b) {
+		return Read(r, max)
+	}
+	head, _ := b.Peek(4)
+	length := binary.BigEndian.Uint32(head)
+	if uint64(length) > uint64(max) {
+		return nil, tooLong(length, max)
+	}
+	frame, _ := b.Peek(4 + int(length))
+	_, err := b.Discard(len(frame))
+	return frame[4:], err
+}
+
+func tooLong(length uint32, max int) error {
+	return fmt.Errorf("%w: %d octets, more than %d", ErrTooLong, length, max)
 }
 
 // Ready tells whether the next frame has come whole, so that Read does not wait.

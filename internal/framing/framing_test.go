@@ -27,6 +27,16 @@ func TestRead(t *testing.T) {
 		if b, err := Read(strings.NewReader(c.in), 3); string(b) != c.want || !errors.Is(err, c.err) {
 			t.Errorf("%q: %q, %v: want %q, %v", c.in, b, err, c.want, c.err)
 		}
+		for _, there := range []int{0, len(c.in)} {
+			r := bufio.NewReader(strings.NewReader(c.in))
+			r.Peek(there)
+			if b, err := Next(r, 3); string(b) != c.want || !errors.Is(err, c.err) {
+				t.Errorf("%q, next, %d octets there: %q, %v: want %q, %v", c.in, there, b, err, c.want, c.err)
+			}
+			if rest, _ := io.ReadAll(r); c.err == nil && string(rest) != c.in[4+len(c.want):] {
+				t.Errorf("%q, next, %d octets there: %q is left", c.in, there, rest)
+			}
+		}
 	}
 }
 

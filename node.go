@@ -197,7 +197,7 @@ func (n *Node) start(ctx context.Context) (*stack.Stack, error) {
 	n.stranded = make(map[netip.Addr]*arrival)
 	n.away = away
 	n.stack, n.daemon, n.config, n.started = s, a.Daemon, a.Config, true
-	session := newUnhurried(a.Session)
+	session := newUnhurried(a.Session, n.several)
 	n.session, n.decisions, n.announced = session, a.Decisions, accepts
 	n.wg.Go(func() { n.run(session) })
 	n.wg.Go(n.tellClients)

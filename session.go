@@ -114,6 +114,7 @@ const maxReplies = 16
 // processors that the client's handlers need to answer it, and nobody waits for that.
 type unhurried struct {
 	Session
+	several func() bool // handoffs are under way, so that others may have something to send
 
 	mu      sync.Mutex
 	leaving []*api.Message // with whoever came first of those that send them
@@ -122,12 +123,19 @@ type unhurried struct {
 	timer   *time.Timer
 }
 
+// several tells whether there is more than one handoff.
+func (n *Node) several() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.leaving)+len(n.arriving) > 1
+}
+
 // moment is how long they wait: it takes a handler less to answer, and a client is
 // thought to be with its donor still for no longer than that.
 const moment = time.Millisecond
 
-func newUnhurried(s Session) *unhurried {
-	u := &unhurried{Session: s}
+func newUnhurried(s Session, several func() bool) *unhurried {
+	u := &unhurried{Session: s, several: several}
 	u.timer = time.AfterFunc(time.Hour, u.sendWaiting)
 	u.timer.Stop()
 	return u
@@ -168,8 +176,10 @@ func (u *unhurried) Send(all ...*api.Message) error {
 	if !first {
 		return nil
 	}
-	if all[0].Kind != api.Late { // which comes with a lock of the stack held
-		runtime.Gosched() // whoever is ready to run may have something to send
+	// Whoever is ready to run may have something to send, or much else to do, which one
+	// handoff alone does not wait for. A late packet comes with a lock of the stack held.
+	if all[0].Kind != api.Late && u.several() {
+		runtime.Gosched()
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -333,7 +343,7 @@ func (n *Node) resumed(a *Attachment, accepts bool) *unhurried {
 		a.close()
 		return nil
 	}
-	session := newUnhurried(a.Session)
+	session := newUnhurried(a.Session, n.several)
 	n.session, n.decisions, n.announced = session, a.Decisions, accepts
 	for _, a := range n.stranded {
 		a.expire.Reset(strandTimeLeft)

@@ -19,7 +19,7 @@ import (
 func TestUnhurried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var said sayings
-		u := newUnhurried(&said)
+		u := newUnhurried(&said, func() bool { return false })
 		later := func(id uint64) { u.Later(&api.Message{Kind: api.Activated, ID: id}) }
 
 		later(1)
@@ -53,7 +53,7 @@ func TestUnhurriedTogether(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	const senders = 32
 	var said sayings
-	u := newUnhurried(&said)
+	u := newUnhurried(&said, func() bool { return true })
 	var wg sync.WaitGroup
 	errs := make([]error, senders)
 	for i := range uint64(senders) {

@@ -25,6 +25,7 @@ const (
 	needPackets
 )
 
+// fieldNames are in the order of the constants, as are the fields in has.
 var fieldNames = [...]string{
 	"ID", "client", "node that it goes to", "node that it comes from", "snapshot", "care-of address", "program",
 	"configuration", "packets",

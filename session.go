@@ -114,7 +114,7 @@ const maxReplies = 16
 // processors that the client's handlers need to answer it, and nobody waits for that.
 type unhurried struct {
 	Session
-	several func() bool // handoffs are under way, so that others may have something to send
+	several func() bool // handoffs are under way, whose messages may go together
 
 	mu      sync.Mutex
 	leaving []*api.Message // with whoever came first of those that send them
@@ -160,9 +160,9 @@ func (u *unhurried) sendWaiting() {
 	u.sendLocked()
 }
 
-// Send implements Session, but messages may go out after it has returned, and if others send at the same time the error may be kept
-// from it: that the session has ended Receive tells, too, and who waits for an answer
-// hears of that.
+// Send implements Session, but messages may go out after it has returned, and if others
+// send at the same time the error may be kept from it: that the session has ended Receive
+// tells, too, and who waits for an answer hears of that.
 func (u *unhurried) Send(all ...*api.Message) error {
 	for _, m := range all { // what is wrong with one must not be another's fault
 		if err := m.Check(); err != nil {

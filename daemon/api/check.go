@@ -80,6 +80,7 @@ var rules = [kinds]struct {
 const (
 	maxName     = 253 // of a node, a DNS name; of an interface, a program
 	maxError    = 4096
+	maxRest     = 16 << 10      // of a handoff's message beside snapshot, state and packets
 	maxQueues   = 64            // of the TUN
 	maxFiles    = maxQueues + 1 // descriptors: one for each, and that of Decisions
 	minimumMTU  = 1280
@@ -98,7 +99,7 @@ func (m *Message) Check() error {
 	if err := m.check(); err != nil {
 		return err
 	}
-	if err := checkLen("octets", m.size(), MaxMessage); err != nil {
+	if err := checkLen("octets", m.size(), MaxMessage-maxRest); err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrMessage, m.Kind, err)
 	}
 	return nil

@@ -275,12 +275,13 @@ func AppendMessage(b []byte, m *Message) ([]byte, error) {
 	return frame, nil
 }
 
-// size is how many octets the parts have of which it may be made of many.
+// size bounds what the parts take of which it may have much or many, in CBOR: its
+// snapshot, state and packets, each with a head of up to 9 octets.
 func (m *Message) size() int {
 	size := len(m.Snapshot)
 	for _, parts := range [...][][]byte{m.State, m.Packets} {
 		for _, s := range parts {
-			size += len(s)
+			size += len(s) + 9
 		}
 	}
 	return size

@@ -172,6 +172,15 @@ func TestSessionHuge(t *testing.T) {
 	if err := app.Send(huge); !errors.Is(err, ErrMessage) {
 		t.Errorf("longer than a message may be: %v", err)
 	}
+	// Known before it is written, what CBOR adds included.
+	huge.Snapshot = huge.Snapshot[:MaxMessage-maxRest-10]
+	if err := huge.Check(); err != nil {
+		t.Errorf("as long as a message may be: %v", err)
+	}
+	huge.State = [][]byte{{}, {}}
+	if err := huge.Check(); !errors.Is(err, ErrMessage) {
+		t.Errorf("longer with what is between the parts: %v", err)
+	}
 }
 
 func TestSessionTooMuch(t *testing.T) {

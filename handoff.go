@@ -32,7 +32,8 @@ var (
 	// newTime is when what begins connections is no straggler any more.
 	newTime = time.Second
 
-	// maxTransfer is what a message has room for, in octets.
+	// maxTransfer is what a message has room for, in octets, and all together that are on
+	// their way: who comes later waits, since too much for the daemon would end the session.
 	maxTransfer = api.MaxMessage - 1<<20
 )
 
@@ -340,6 +341,11 @@ func (h *handoff) transfer(ctx context.Context) error {
 	if n := h.report.Snapshot + h.report.State; n > maxTransfer {
 		return fmt.Errorf("%d octets of connections and state, more than the %d that can be sent at once", n, maxTransfer)
 	}
+	room := int64(h.report.Snapshot + h.report.State)
+	if h.node.room.Acquire(ctx, room) != nil {
+		return fmt.Errorf("other handoffs were on their way: %w", context.Cause(ctx))
+	}
+	defer h.node.room.Release(room)
 	m, err := h.ask(ctx, api.Done, &api.Message{
 		Kind: api.Transfer, Snapshot: h.snapshot, State: h.states, Connections: h.report.Connections,
 	})

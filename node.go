@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/stack"
 )
@@ -73,6 +75,8 @@ type Node struct {
 	// transferring is held for reading until it is known whether a Transfer has gone out,
 	// and for writing to tell a daemon which have: what it is told is in doubt it decides.
 	transferring sync.RWMutex
+
+	room *semaphore.Weighted // octets of Transfers that may be under way
 
 	contact atomic.Bool // this node is
 
@@ -191,6 +195,7 @@ func (n *Node) start(ctx context.Context) (*stack.Stack, error) {
 	defer n.mu.Unlock()
 	n.life, n.end = context.WithCancel(context.Background())
 	n.leaving = make(map[uint64]*handoff)
+	n.room = semaphore.NewWeighted(int64(maxTransfer))
 	n.orders = make(chan order)
 	n.doubtful = make(map[netip.Addr]*handoff)
 	n.arriving = make(map[uint64]*arrival)

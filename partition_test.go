@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -258,6 +260,51 @@ func TestTransferTooLarge(t *testing.T) {
 		undo()
 		return nil
 	})
+}
+
+// No more is on its way to the daemon than it is sure to take: clients that are handed off
+// at the same time go one after the other where two do not fit, and all arrive.
+func TestTransfersWait(t *testing.T) {
+	t.Cleanup(ds.SetMaxTransfer(500))
+	var underWay, transfers atomic.Int32
+	w := newWorld(t, func(c *dstest.Cluster) {
+		c.Intercept = func(node string, m *api.Message) error {
+			switch {
+			case node == "a" && m.Kind == api.Transfer:
+				transfers.Add(1)
+				if n := underWay.Add(1); n > 1 {
+					t.Errorf("%d transfers are under way", n)
+				}
+			case node == "a" && m.Kind == api.Done:
+				underWay.Add(-1)
+			}
+			return nil
+		}
+	}, "a", "b")
+	const clients = 8
+	var streams []*stream
+	for i := range clients {
+		s := w.dial(netip.MustParseAddr(fmt.Sprintf("2001:db8:1::%d", i+1)))
+		s.ping(t)
+		streams = append(streams, s)
+	}
+	var wg sync.WaitGroup
+	for i := range clients {
+		wg.Go(func() {
+			client := netip.MustParseAddr(fmt.Sprintf("2001:db8:1::%d", i+1))
+			if r, err := w.nodes["a"].handoff(client, "b"); err != nil || r.Snapshot+r.State <= 250 {
+				t.Errorf("%v, %v: it is to be more than half of what may be on its way", r, err)
+			}
+		})
+	}
+	wg.Wait()
+	if transfers.Load() != clients {
+		t.Errorf("%d transfers", transfers.Load())
+	}
+	for _, s := range streams {
+		s.ping(t)
+	}
+	w.noFaults()
 }
 
 // A target that has enough clients waiting to be accepted takes no more until some

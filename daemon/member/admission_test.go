@@ -85,6 +85,84 @@ func TestAdmission(t *testing.T) {
 	}
 }
 
+// Connections that are on their way to an application are no more than it is sent before it
+// counts as one that does not read. Who is refused keeps its client, and may try again; a
+// client alone may have as many as a message has room for.
+func TestRoom(t *testing.T) {
+	w := begin(t, 1, 1)
+	b := w.members["b"].m
+	var app []*api.Message
+	var said []ToPeer
+	step := func(in ...Input) {
+		out := b.Step(w.now, in...)
+		app, said = append(app, out.App...), out.Peers
+	}
+	// latest is the last message of a kind that the application had of a client.
+	latest := func(kind api.Kind, client netip.Addr) *api.Message {
+		for i := len(app) - 1; i >= 0; i-- {
+			if app[i].Kind == kind && app[i].Client == client {
+				return app[i]
+			}
+		}
+		t.Fatalf("the application is told nothing of kind %s about %s", kind, client)
+		return nil
+	}
+	huge := make([]byte, maxTaking)
+	// transfer has a client come with so many octets, and returns why it is refused.
+	transfer := func(from string, id uint64, client netip.Addr, octets, state int) string {
+		t.Helper()
+		step(Peer{from, &Message{Kind: Prepare, ID: id, Client: client, Epoch: 2, Relayed: true}})
+		step(App{&api.Message{Kind: api.Expected, ID: latest(api.Expect, client).ID, Client: client}})
+		m := &Message{Kind: Transfer, ID: id, Client: client, Epoch: 2, Relayed: true, Connections: 1, Snapshot: huge[:octets]}
+		if state > 0 {
+			m.State = [][]byte{huge[:state]}
+		}
+		step(Peer{from, m})
+		for _, p := range said {
+			if p.To == from && p.Message.Kind == Done && p.Message.ID == id {
+				return p.Message.Error
+			}
+		}
+		step(Recorded{})
+		if m := latest(api.Activate, client); m.ID != latest(api.Offer, client).ID {
+			t.Fatalf("it is to activate handoff %d", m.ID)
+		}
+		return ""
+	}
+	activate := func(client netip.Addr) {
+		step(App{&api.Message{Kind: api.Activated, ID: latest(api.Activate, client).ID, Client: client}})
+	}
+
+	large, small, other := clientAddr(0), clientAddr(1), clientAddr(2)
+	if why := transfer("a", 1, large, maxTaking, 0); why != "" {
+		t.Fatalf("a client alone is refused: %s", why)
+	}
+	for i, state := range []int{0, 1} {
+		const want = "268435456 octets of connections are on their way to its application already, and with these 2 it would be more than 268435456"
+		if why := transfer("c", uint64(2+i), small, 2-state, state); why != want {
+			t.Errorf("a client too many is refused with %q, not %q", why, want)
+		}
+		if _, has := b.Client(small); has {
+			t.Error("b has the client that it has refused")
+		}
+		if m := latest(api.Forget, small); m.ID != latest(api.Expect, small).ID {
+			t.Errorf("the application is to forget handoff %d", m.ID)
+		}
+	}
+	activate(large)
+	if why := transfer("c", 4, small, maxTaking/2, 1); why != "" {
+		t.Errorf("there is room again, and a client is refused: %s", why)
+	}
+	if why := transfer("a", 5, other, maxTaking/2-1, 0); why != "" {
+		t.Errorf("a client is refused for which there is room: %s", why)
+	}
+	activate(small)
+	activate(other)
+	if b.taking != 0 {
+		t.Errorf("with nothing on its way %d octets are", b.taking)
+	}
+}
+
 // A donor's application that does not keep to the order is refused, and a handoff of the
 // client that is under way goes on.
 func TestDonorsOrder(t *testing.T) {

@@ -322,6 +322,7 @@ type Member struct {
 	incoming  map[handoffKey]*offer   // as target
 	coming    map[netip.Addr]*offer   // the same, by client: one at a time
 	offers    map[uint64]*offer       // by the ID towards the application
+	taking    int                     // octets of those that are taken
 	asked     map[uint64]asked        // by the ID towards the application
 	onward    map[netip.Addr]Owner    // clients that others have taken, which the contact is to hear
 	timers    deadline.Queue[any]     // of *handoff, *offer, *takeover, *job, *errand and others

@@ -199,6 +199,15 @@ func Parse(b []byte) (*Message, error) {
 	return m, nil
 }
 
+// octets are those of the connections and of their state, without what is around them.
+func (m *Message) octets() int {
+	n := len(m.Snapshot)
+	for _, s := range m.State {
+		n += len(s)
+	}
+	return n
+}
+
 func (m *Message) check() error {
 	unicast := func(a netip.Addr) bool { return a.Is6() && !a.Is4In6() && a.Zone() == "" && a.IsGlobalUnicast() }
 	needsClient, needsID := false, false

@@ -34,7 +34,14 @@ type offer struct {
 	conns int
 	epoch uint64
 	grant *Grant
+
+	octets int // of connections and state, once taken
 }
+
+// maxTaking bounds the connections that are on their way to the application, in octets,
+// unless it is one client's alone: what is sent to it waits until it reads, and who does
+// not read is ended.
+const maxTaking = api.MaxMessage
 
 type offerStage uint8
 
@@ -176,9 +183,16 @@ func (m *Member) offered(msg *api.Message) {
 }
 
 // take lets the application have the connections, which it rebuilds, and decides that
-// the client is to be this member's, if that can be recorded.
+// the client is to be this member's, if that can be recorded. There has to be room.
 func (m *Member) take(o *offer, msg *Message) {
-	o.stage = taking
+	octets := msg.octets()
+	if m.taking > 0 && m.taking+octets > maxTaking {
+		m.refuse(o, fmt.Sprintf("%d octets of connections are on their way to its application already, and with these %d it would be more than %d",
+			m.taking, octets, maxTaking))
+		return
+	}
+	o.stage, o.octets = taking, octets
+	m.taking += octets
 	m.timers.Set(o, m.now+m.cfg.HandoffTimeout)
 	m.record(o.key.record(o.client, Taken))
 	m.returned(o.client) // in one piece with that
@@ -269,6 +283,7 @@ func (m *Member) drop(o *offer) {
 func (m *Member) remove(o *offer) {
 	m.timers.Remove(o)
 	m.words.put(o.word)
+	m.taking -= o.octets
 	delete(m.incoming, o.key)
 	delete(m.coming, o.client)
 	delete(m.offers, o.id)

@@ -207,8 +207,8 @@ func TestDonorsOrder(t *testing.T) {
 	}
 }
 
-// What members say to each other comes once (package peer); if it came twice, no handoff
-// would end otherwise.
+// What members say to each other comes once (package peer); if it came again later, no
+// handoff would end otherwise.
 func TestDoubled(t *testing.T) {
 	w := begin(t, 1, 4)
 	w.doubled = true

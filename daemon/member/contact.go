@@ -232,6 +232,7 @@ func (m *Member) peerDown(name string) {
 		return
 	}
 	delete(m.up, name)
+	delete(m.lastPrepare, name)
 	delete(m.unconfirmed, name)
 	m.away[name] = m.now
 	if _, missing := m.missing[name]; missing {

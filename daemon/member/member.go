@@ -298,6 +298,8 @@ type Member struct {
 	away map[string]time.Duration // the others, and since when
 	why  map[string]string        // they are not connected, of those of which that is known
 
+	lastPrepare map[string]uint64 // the ID of the latest Prepare of members that are connected
+
 	clients map[netip.Addr]*client
 	idle    deadline.Queue[*client]
 
@@ -383,22 +385,23 @@ func New(cfg Config) (*Member, error) {
 	}
 	m := &Member{
 		cfg: cfg, self: self, home: cfg.Home.Addr(),
-		other:     make(map[netip.Addr]string),
-		contact:   cfg.Contact,
-		up:        make(map[string]*Message),
-		away:      make(map[string]time.Duration),
-		why:       make(map[string]string),
-		clients:   make(map[netip.Addr]*client),
-		outgoing:  make(map[uint64]*handoff),
-		giving:    make(map[netip.Addr]*handoff),
-		bySession: make(map[uint64]*handoff),
-		incoming:  make(map[handoffKey]*offer),
-		coming:    make(map[netip.Addr]*offer),
-		offers:    make(map[uint64]*offer),
-		asked:     make(map[uint64]asked),
-		errands:   make(map[uint64]*errand),
-		onward:    make(map[netip.Addr]Owner),
-		donated:   make(map[uint64]Record),
+		other:       make(map[netip.Addr]string),
+		contact:     cfg.Contact,
+		up:          make(map[string]*Message),
+		lastPrepare: make(map[string]uint64),
+		away:        make(map[string]time.Duration),
+		why:         make(map[string]string),
+		clients:     make(map[netip.Addr]*client),
+		outgoing:    make(map[uint64]*handoff),
+		giving:      make(map[netip.Addr]*handoff),
+		bySession:   make(map[uint64]*handoff),
+		incoming:    make(map[handoffKey]*offer),
+		coming:      make(map[netip.Addr]*offer),
+		offers:      make(map[uint64]*offer),
+		asked:       make(map[uint64]asked),
+		errands:     make(map[uint64]*errand),
+		onward:      make(map[netip.Addr]Owner),
+		donated:     make(map[uint64]Record),
 
 		handshakes: make(map[string]time.Duration),
 	}

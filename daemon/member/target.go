@@ -86,7 +86,10 @@ func (m *Member) asTarget(from string, msg *Message) {
 	key := handoffKey{from, msg.ID}
 	o := m.incoming[key]
 	switch {
+	case msg.Kind == Prepare && msg.ID == m.lastPrepare[from]:
+		// It has come before. If that offer has ended since, the donor does not mean another.
 	case msg.Kind == Prepare && o == nil:
+		m.lastPrepare[from] = msg.ID
 		m.consider(key, msg)
 	case msg.Kind == Transfer && o != nil && o.stage == ready && msg.Client == o.client:
 		o.given, o.conns, o.epoch, o.grant, o.relayed = m.now, msg.Connections, msg.Epoch, msg.Grant, msg.Relayed

@@ -41,9 +41,10 @@ type world struct {
 	// one breaks it gets a new number, and what is on the way is lost.
 	up map[[2]string]int
 
-	lossy   bool // packets get lost
-	doubled bool // what members say comes twice
-	lax     bool // members say what makes no sense
+	lossy   bool                 // packets get lost
+	doubled bool                 // what members say comes twice, though in order
+	twice   map[[2]string]*again // from whom to whom: what comes the second time before anything else
+	lax     bool                 // members say what makes no sense
 	log     []string
 
 	quiet  bool // nothing is logged
@@ -186,7 +187,7 @@ func (e *events) Pop() any {
 func newWorld(t *testing.T, seed uint64) *world {
 	w := &world{
 		t: t, rand: rand.New(rand.NewPCG(seed, 0)), now: time.Second,
-		members: make(map[string]*host), clients: make(map[netip.Addr]*testClient), up: make(map[[2]string]int),
+		members: make(map[string]*host), clients: make(map[netip.Addr]*testClient), up: make(map[[2]string]int), twice: make(map[[2]string]*again),
 		mayEnd: make(map[netip.Addr]bool), forgotten: make(map[netip.Addr]bool),
 	}
 	var err error
@@ -326,6 +327,26 @@ func (w *world) disconnect(a, b string, d time.Duration) {
 	w.after(time.Millisecond+d, func() { w.connect(a, b) })
 }
 
+// again is a message that comes the second time, while the connection of that number lasts.
+type again struct {
+	connection int
+	message    []byte
+}
+
+// again has come what there is to come the second time.
+func (w *world) again(way [2]string) {
+	it := w.twice[way]
+	delete(w.twice, way)
+	if it == nil || w.up[pair(way[0], way[1])] != it.connection {
+		return
+	}
+	msg, err := Parse(it.message)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.members[way[1]].step(Peer{way[0], msg})
+}
+
 func (h *host) step(in Input) {
 	w := h.w
 	if p, ok := in.(Peer); ok {
@@ -374,13 +395,17 @@ func (h *host) step(in Input) {
 				if err != nil {
 					w.t.Fatal(err)
 				}
+				way := [2]string{h.name, p.To}
+				w.again(way)
 				w.members[p.To].step(Peer{h.name, msg})
 				if w.doubled {
-					again, err := Parse(b)
-					if err != nil {
-						w.t.Fatal(err)
-					}
-					w.members[p.To].step(Peer{h.name, again})
+					w.twice[way] = &again{n, b}
+					it := w.twice[way]
+					w.after(time.Duration(w.rand.IntN(int(time.Millisecond))), func() {
+						if w.twice[way] == it {
+							w.again(way)
+						}
+					})
 				}
 			}
 		})

@@ -53,6 +53,9 @@
 #ifndef HANGS
 #define HANGS 0		/* applications that hang before they have taken the client */
 #endif
+#ifndef DOUBLES
+#define DOUBLES 0	/* messages between members that come twice */
+#endif
 #ifndef CONTACT
 #define CONTACT N	/* the node that is the contact; N: there is none, and no epochs */
 #endif
@@ -108,6 +111,14 @@ mtype:offer stage[N];		/* and how far it is */
 mtype:record record[H+1];	/* Member.records, at the target */
 mtype:record disk[H+1];		/* what outlives the daemon */
 bit up[N*N];			/* Member.up */
+#if DOUBLES && !defined(PREPARE_TWICE)
+byte heard[N*N];		/* Member.lastPrepare: handoffs of another member */
+#define again(n, p) (h == heard[link(n, p)])
+#define hears(n, p, id) heard[link(n, p)] = id
+#else
+#define again(n, p) false
+#define hears(n, p, id)
+#endif
 
 /* What a member and its application share. It does not outlive the daemon: a new one
  * has not got it, but an application may still take what is in it. */
@@ -129,7 +140,7 @@ chan toMember[N] = [ROOM] of { mtype:kind, byte, bit };
 chan toApp[N] = [ROOM] of { mtype:kind, byte, bit };
 
 /* What has happened so far. */
-byte breaks, restarts, crashes, lates, fulls, hangs;
+byte breaks, restarts, crashes, lates, fulls, hangs, doubles;
 bit lost;			/* an application has ended that had the client, or of which nobody knows any more whether it had */
 bit ended[H+1];			/* the application has ended for which the client was recorded as taken */
 bit wentLive[H+1], failed[H+1];	/* how handoffs were decided */
@@ -589,10 +600,15 @@ inline judge(n) {
 }
 
 inline fromPeer(n, p) {
-	peer[link(p, n)] ? k, h, e;
+	if
+	:: peer[link(p, n)] ? k, h, e
+	:: doubles < DOUBLES -> doubles++; peer[link(p, n)] ? <k, h, e> /* and once more, later */
+	fi;
 	if
 	/* as target */
-	:: k == Prepare ->
+	:: k == Prepare && again(n, p) /* it has come before */
+	:: k == Prepare && !again(n, p) ->
+		hears(n, p, h);
 		if
 		:: session[n] != attached || owns[n] -> sendPeer(n, p, Prepared, h, 1)
 		:: else ->
@@ -627,6 +643,7 @@ inline fromPeer(n, p) {
 inline peerUp(n, p) {
 	printf("member %d: %d is connected\n", n, p);
 	up[link(n, p)] = 1;
+	hears(n, p, none);
 	for (h : 1 .. H) {
 		if
 #ifndef NO_QUERY

@@ -5,6 +5,10 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -69,6 +73,110 @@ func TestDrain(t *testing.T) {
 	other.bye()
 	for _, k := range k {
 		k.check(server, watch.Limits{Handoffs: 5, Again: fewAgain})
+	}
+}
+
+// A node with many clients, one of which downloads meanwhile, is emptied at a rate, and whoever
+// does that sees how far it is. It is interrupted, and goes on with the rest.
+func TestDrainAtARate(t *testing.T) {
+	if !inside(t, everything...) {
+		return
+	}
+	const (
+		crowd = 23
+		all   = crowd + 1 // and the one that downloads
+		rate  = 5
+		first = 4 // have gone when it is interrupted
+	)
+	c := launchAll(t, setup{Clients: 2}, 0)
+	d := c.Servers[0]
+	server := d.Addr.Addr()
+	bulk, host := c.clients[0], c.clients[1]
+	k := []*capture{c.capture(bulk.Host, "eth0"), c.capture(host.Host, "eth0")}
+	download := bulk.download(server, 20<<20, 4<<20)
+	lines := []*lineClient{bulk.line(bulk.Addr, server)}
+	for i := range crowd {
+		addr := host.Addr.As16()
+		addr[14], addr[15] = 1, byte(i)
+		lines = append(lines, host.line(netip.AddrFrom16(addr), server))
+	}
+	c.mode(d, bulk, api.Optimised)
+	b := c.Nodes[1]
+	// spread waits until clients are spread over the nodes as ok says, and b knows.
+	spread := func(what string, ok func(has []int) bool) {
+		t.Helper()
+		c.eventually(what, func(ctx context.Context) (bool, error) {
+			nodes, err := b.API.Nodes(ctx, server)
+			var has []int
+			for _, i := range nodes {
+				has = append(has, i.Clients)
+			}
+			return len(has) == 3 && ok(has), errors.Join(err, fmt.Errorf("they have %d", has))
+		})
+	}
+	spread("all clients are at a", func(has []int) bool { return has[0] == all })
+
+	// drain is ds drain, from b. It shows each line of progress, until show wants no more.
+	drain := func(show func(api.MoveProgress) bool) (last api.MoveProgress, err error) {
+		t.Helper()
+		cmd := b.Command(c.ctx, program("ds"), "drain", "a", "--rate", fmt.Sprint(rate), "--json", "--socket", b.Socket)
+		var said strings.Builder
+		cmd.Stderr = &said
+		out, err := cmd.StdoutPipe()
+		c.ok(err)
+		c.ok(cmd.Start())
+		in, interrupted := json.NewDecoder(out), false
+		for {
+			var p api.MoveProgress
+			if err := in.Decode(&p); err == io.EOF {
+				break
+			} else if err != nil {
+				t.Fatalf("ds drain --json: %v", err)
+			}
+			if p.Node != "a" || p.Failed != 0 || p.Stuck != 0 || p.Moving > p.Left || p.Moved < last.Moved || last.Node != "" && p.Moved+p.Left != last.Moved+last.Left {
+				t.Errorf("after %+v ds drain says %+v", last, p)
+			}
+			last = p
+			if !show(p) && !interrupted {
+				interrupted = true
+				c.ok(cmd.Process.Signal(os.Interrupt))
+			}
+		}
+		if err := cmd.Wait(); err != nil {
+			return last, fmt.Errorf("%w: %s", err, &said)
+		}
+		return last, nil
+	}
+	begin := time.Now()
+	part, err := drain(func(p api.MoveProgress) bool { return p.Moved < first })
+	if err == nil || part.Moved < first || part.Moved+part.Left != all || !strings.Contains(err.Error(), "a is being drained: run it again to go on, or ds undrain a") {
+		t.Fatalf("interrupted it says %+v, %v", part, err)
+	}
+	estimates := 0
+	rest, err := drain(func(p api.MoveProgress) bool {
+		if p.Left > 0 && p.Rate > 0 && p.ETA > 0 {
+			estimates++
+		}
+		return true
+	})
+	took := time.Since(begin)
+	if err != nil || !rest.Done || rest.Error != "" || rest.Left != 0 {
+		t.Fatalf("in the end it says %+v, %v", rest, err)
+	}
+	t.Logf("%d clients, %d, and what was under way between, have gone in %v; %d lines have an estimate", part.Moved, rest.Moved, took, estimates)
+	if least := (all - 2) * time.Second / rate; took < least || estimates == 0 {
+		t.Errorf("at %d a second it takes %v at least, and to tell how long yet", rate, least)
+	}
+	// How many there are elsewhere a knows a second later: that may be two to each too many.
+	spread("they are at b and c, at each about as many", func(has []int) bool {
+		return has[0] == 0 && has[1]+has[2] == all && max(has[1], has[2]) <= all/2+2
+	})
+	c.wait(download)
+	for _, l := range lines {
+		l.beat()
+	}
+	for _, k := range k {
+		k.check(server, watch.Limits{Handoffs: 3, Again: 1 << 20})
 	}
 }
 

@@ -126,6 +126,46 @@ func (p *pulse) end(c *cluster) time.Duration {
 	return time.Duration(p.longest.Load())
 }
 
+// lineClient is a connection to the line server.
+type lineClient struct {
+	c     *cluster
+	conn  net.Conn
+	in    *bufio.Reader
+	beats int
+}
+
+// line connects from an address, which the host is given, and says a line.
+func (cl *client) line(from, server netip.Addr) *lineClient {
+	c := cl.cluster
+	c.t.Helper()
+	if from != cl.Addr {
+		c.ok(cl.AddAddr("eth0", netip.PrefixFrom(from, 64)))
+	}
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: from.AsSlice()}}
+	l := &lineClient{c: c}
+	c.ok(cl.Do(func() (err error) {
+		l.conn, err = dialer.DialContext(c.ctx, "tcp", net.JoinHostPort(server.String(), fmt.Sprint(portLine)))
+		return err
+	}))
+	c.t.Cleanup(func() { l.conn.Close() })
+	l.in = bufio.NewReader(l.conn)
+	l.beat()
+	return l
+}
+
+// beat says a line and waits for the answer, which has the number that it should.
+func (l *lineClient) beat() {
+	l.c.t.Helper()
+	l.conn.SetDeadline(time.Now().Add(patience))
+	l.beats++
+	_, err := io.WriteString(l.conn, "beat\n")
+	l.c.ok(err)
+	answer, err := l.in.ReadString('\n')
+	if err != nil || !strings.HasPrefix(answer, fmt.Sprintf("%d ", l.beats)) {
+		l.c.t.Errorf("%s says beat %d and hears %q, %v", l.conn.LocalAddr(), l.beats, answer, err)
+	}
+}
+
 // background does f in a goroutine of its own.
 func (cl *client) background(f func(j *job) error) *job {
 	j := &job{done: make(chan struct{})}
@@ -152,13 +192,17 @@ func (c *cluster) wait(jobs ...*job) {
 	}
 }
 
-// download has curl get octets of the pattern, at most rate octets a second, and
-// compares every one.
+// download has curl get octets of the pattern from the service, at most rate octets a
+// second, and compares every one.
 func (cl *client) download(server netip.Addr, octets int64, rate int) *job {
+	return cl.fetch(url(server, fmt.Sprintf("/pattern/%d", octets)), octets, rate)
+}
+
+// fetch is download from anywhere.
+func (cl *client) fetch(from string, octets int64, rate int) *job {
 	return cl.background(func(j *job) error {
 		check := &pattern.Checker{}
-		cmd := cl.Command(cl.cluster.ctx, "curl", "-gsS", "--no-buffer", "--limit-rate", fmt.Sprint(rate),
-			url(server, fmt.Sprintf("/pattern/%d", octets)))
+		cmd := cl.Command(cl.cluster.ctx, "curl", "-gsS", "--no-buffer", "--limit-rate", fmt.Sprint(rate), from)
 		var stderr bytes.Buffer
 		cmd.Stdout, cmd.Stderr = io.MultiWriter(check, j), &stderr
 		if err := cmd.Run(); err != nil {

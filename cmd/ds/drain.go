@@ -134,12 +134,22 @@ func drain(c *cobra.Command, a *asker, node string, to []string, p *pace) error 
 		return err
 	}
 	if err != nil {
-		return fmt.Errorf("%w; %s is being drained: run it again to go on, or ds undrain %s", err, node, node)
+		return goOn(c, err, fmt.Sprintf("%s is being drained: run it again to go on, or ds undrain %s", node, node))
 	}
 	if !a.json {
 		fmt.Fprintf(c.OutOrStdout(), "%s is drained: %s; ds undrain %s takes it back into service\n", node, m.summary(), node)
 	}
 	return nil
+}
+
+// goOn adds to why something has not come to its end how it goes on. Of an interruption
+// nothing else is told.
+func goOn(c *cobra.Command, err error, how string) error {
+	if c.Context().Err() != nil {
+		fmt.Fprintf(c.ErrOrStderr(), "ds: %s\n", how)
+		return err
+	}
+	return fmt.Errorf("%w; %s", err, how)
 }
 
 // mover shows what comes of moves, of one node or of several at once.

@@ -138,7 +138,7 @@ func rebalance(c *cobra.Command, a *asker, p *pace, dry bool) error {
 	if err := show.run(all...); err != nil && !show.begun {
 		return err
 	} else if err != nil {
-		return fmt.Errorf("%w; run it again to go on", err)
+		return goOn(c, err, "run it again to go on")
 	}
 	if !a.json {
 		fmt.Fprintf(c.OutOrStdout(), "rebalanced: %s\n", show.summary())

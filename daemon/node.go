@@ -375,6 +375,8 @@ func (n *Node) toPeers(all []member.ToPeer) {
 	}) {
 		n.awake.For(awakeTime)
 	}
+	room := peerBuffers.Get().(*[]byte)
+	buf := (*room)[:0]
 	for len(all) > 0 {
 		to := all[0].To
 		var frames [][]byte
@@ -385,12 +387,13 @@ func (n *Node) toPeers(all []member.ToPeer) {
 				continue
 			}
 			killpoint.Here("peer send", p.Message.Kind)
-			b, err := p.Message.Append(nil)
-			if err != nil {
+			begin := len(buf)
+			var err error
+			if buf, err = p.Message.Append(buf); err != nil {
 				n.log.Error("a message is not sent", "node", to, "kind", p.Message.Kind, "err", err)
 				continue
 			}
-			frames = append(frames, b)
+			frames = append(frames, buf[begin:])
 		}
 		if err := n.mesh.Send(to, frames...); err != nil && !errors.Is(err, peer.ErrNotConnected) {
 			n.log.Error("messages are not sent", "node", to, "number", len(frames), "err", err)
@@ -402,7 +405,16 @@ func (n *Node) toPeers(all []member.ToPeer) {
 		}
 		all = others
 	}
+	if cap(buf) <= maxPeerBuffer {
+		*room = buf
+		peerBuffers.Put(room)
+	}
 }
+
+// peerBuffers are what messages to other nodes were written in, for those to come.
+var peerBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+const maxPeerBuffer = 64 << 10 // octets
 
 // fromPeers is a Node as the mesh's handler.
 type fromPeers Node

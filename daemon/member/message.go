@@ -1,6 +1,7 @@
 package member
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
@@ -178,16 +179,19 @@ var decoding, _ = cbor.DecOptions{
 	IndefLength:      cbor.IndefLengthForbidden,
 }.DecMode()
 
+var encoding, _ = cbor.EncOptions{}.UserBufferEncMode()
+
 // Append appends m in CBOR (RFC 8949).
 func (m *Message) Append(b []byte) ([]byte, error) {
-	body, err := cbor.Marshal(m)
-	if err != nil {
+	buf := bytes.NewBuffer(b)
+	buf.Grow(m.octets() + 256)
+	if err := encoding.MarshalToBuffer(m, buf); err != nil {
 		return b, fmt.Errorf("member: %s: %w", m.Kind, err)
 	}
-	return append(b, body...), nil
+	return buf.Bytes(), nil
 }
 
-// Parse reads a message. It is complete as its kind demands.
+// Parse reads a message, which does not refer to b. It is complete as its kind demands.
 func Parse(b []byte) (*Message, error) {
 	m := new(Message)
 	if err := decoding.Unmarshal(b, m); err != nil {

@@ -140,7 +140,12 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
+		given := bytes.Clone(b)
+		for i := range b {
+			b[i] ^= 0xff // it is another message's by now
+		}
 		again, err := m.Append(nil)
+		copy(b, given)
 		if err != nil {
 			t.Fatal(err)
 		}

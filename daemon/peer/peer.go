@@ -45,7 +45,7 @@ import (
 type Handler interface {
 	Up(name string)
 	Down(name string, err error)
-	// Received gets frames that have come together, which it may keep.
+	// Received gets frames that have come together, which are others' when it returns.
 	Received(name string, frames [][]byte)
 }
 
@@ -385,7 +385,8 @@ func (m *Mesh) read(name string, l *link) error {
 	r := bufio.NewReaderSize(&patient{l.conn, m.cfg.Timeout}, 64<<10)
 	var frames [][]byte
 	for {
-		b, err := framing.Read(r, m.cfg.MaxFrame)
+		// While the next frame is there whole, nothing is read and this one stays.
+		b, err := framing.Next(r, m.cfg.MaxFrame)
 		if err != nil {
 			return err
 		}
@@ -399,7 +400,8 @@ func (m *Mesh) read(name string, l *link) error {
 		}
 		if len(frames) > 0 && !(len(frames) < maxBurst && framing.Ready(r)) {
 			m.cfg.Handler.Received(name, frames)
-			frames = nil
+			clear(frames) // which may be large
+			frames = frames[:0]
 		}
 	}
 }
@@ -413,7 +415,7 @@ func (m *Mesh) heard(name string) {
 	}
 }
 
-// Send sends frames to a node, together, or queues them; it does not wait. That it
+// Send sends frames to a node, together, or queues copies; it does not wait. That it
 // has no error does not mean that they arrive: if they do not, Down follows. A frame
 // of the wrong size is left out, with an error.
 func (m *Mesh) Send(name string, frames ...[]byte) error {

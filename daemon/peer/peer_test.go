@@ -34,7 +34,7 @@ func (r recorder) Up(name string)              { r <- heard{what: "up", name: na
 func (r recorder) Down(name string, err error) { r <- heard{what: "down", name: name, err: err} }
 func (r recorder) Received(name string, frames [][]byte) {
 	for _, f := range frames {
-		r <- heard{what: "frame", name: name, frame: f}
+		r <- heard{what: "frame", name: name, frame: bytes.Clone(f)}
 	}
 }
 

@@ -165,21 +165,39 @@ func (w *world) direct() (out, in uint64) {
 	return out, in
 }
 
+// used waits until packets have gone each way with a binding, beyond those before.
+func (w *world) used(out, in uint64) {
+	w.Helper()
+	for {
+		if o, i := w.direct(); o > out && i > in {
+			return
+		}
+	}
+}
+
 // A connection of a program that knows nothing of this changes its way again and
 // again while it transfers.
 func TestConnectionsSurvive(t *testing.T) {
 	bothWays(t, func(w *world) {
 		w.nothingLeft()
 		p := w.start()
-		const octets = 8 << 20
-		done := make(chan error, 2)
+		const octets, ways = 8 << 20, 4
+		done, pace := make(chan error, 2), newPace(octets/ways)
 		for range 2 {
-			c := w.Dial(w.Client)
+			c := &paced{Conn: w.Dial(w.Client), pace: pace}
 			go func() { done <- nodetest.Transfer(c, octets, octets) }()
 		}
 		changes := 0
 		for running := 2; running > 0; {
 			w.bind()
+			// They end on the last way at the earliest, and each before has a part of it.
+			switch out, in := w.direct(); {
+			case changes < ways-1:
+				pace.set(octets/ways*int64(changes+1) + octets/ways/2)
+				w.used(out, in)
+			case changes == ways-1:
+				pace.set(unlimited)
+			}
 			w.unbind()
 			changes++
 			select {
@@ -191,7 +209,7 @@ func TestConnectionsSurvive(t *testing.T) {
 		}
 		out, in := w.direct()
 		w.Logf("%d bindings; %d packets out, %d in", changes, out, in)
-		if out == 0 || in == 0 || changes < 3 {
+		if out == 0 || in == 0 || changes < ways {
 			w.Error("the way did not change")
 		}
 
@@ -268,9 +286,19 @@ func testSuperPackets(w *world) {
 	w.Must(nodetest.Transfer(w.Dial(w.Client), 8<<20, 8<<20))
 	w.bind()
 	const octets = 32 << 20
-	w.Must(nodetest.Transfer(w.Dial(w.Client), octets, octets))
-	out, in := w.direct()
-	w.Logf("%d octets a packet out, %d in", octets/out, octets/in)
+	// How large they are is TCP's affair: after a loss, on a busy machine, they are small for
+	// a while. Where they are cut, they never are large.
+	var out, in uint64
+	for range 5 {
+		out0, in0 := w.direct()
+		w.Must(nodetest.Transfer(w.Dial(w.Client), octets, octets))
+		out, in = w.direct()
+		out, in = out-out0, in-in0
+		w.Logf("%d octets a packet out, %d in", octets/out, octets/in)
+		if out <= octets/4000 && in <= octets/4000 {
+			break
+		}
+	}
 	if out > octets/4000 || in > octets/4000 {
 		w.Errorf("%d packets out, %d in: hardly any was whole", out, in)
 	}
@@ -287,8 +315,12 @@ func TestSmallerMTU(t *testing.T) {
 		w.Output(w.Client, "ip", "link", "set", "eth0", "mtu", "1300")
 		w.Output(w.Agent, "ip", "link", "set", "eth0", "mtu", "1300")
 		w.Must(nodetest.Transfer(c, 128<<10, 1<<20))
-		if route := w.Output(w.Client, "ip", "-6", "route", "get", nodetest.Home.Addr().String()); !strings.Contains(route, "mtu 1276") {
-			w.Errorf("route: %s", route)
+		// Perhaps the kernel has told TCP before the daemon had its turn.
+		for route := ""; !strings.Contains(route, "mtu 1276"); {
+			if w.Ctx.Err() != nil {
+				w.Fatalf("route: %s", route)
+			}
+			route = w.Output(w.Client, "ip", "-6", "route", "get", nodetest.Home.Addr().String())
 		}
 		w.Stop(p)
 	})
@@ -326,12 +358,16 @@ func TestOtherInterface(t *testing.T) {
 func TestKilled(t *testing.T) {
 	bothWays(t, func(w *world) {
 		p := w.start()
-		c := w.Dial(w.Client)
+		const octets = 8 << 20
+		pace := newPace(octets / 2)
+		c := &paced{Conn: w.Dial(w.Client), pace: pace}
 		w.bind()
 		done := make(chan error, 1)
-		go func() { done <- nodetest.Transfer(c, 8<<20, 8<<20) }()
+		go func() { done <- nodetest.Transfer(c, octets, octets) }()
+		w.used(0, 0)
 		from := w.Node.Events()
 		p.Kill()
+		pace.set(unlimited) // some are left
 		// The kernel answers in its own way.
 		_, err := w.Node.WaitFor(w.Ctx, from, nodetest.ClientAddr, node.Unbound, node.Unsupported)
 		w.Must(err)

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 func admitted(*Roster) error { return nil }
@@ -59,7 +58,7 @@ func TestRemove(t *testing.T) {
 	// One that was away meanwhile hears it at its start.
 	faults := make(chan error, 10)
 	again := w.start("b", b.dir, func(c *Config) { c.Fault = func(err error) { faults <- err } })
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	select {
 	case err := <-faults:

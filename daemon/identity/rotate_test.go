@@ -14,7 +14,7 @@ import (
 // certificate waits until a node has another certificate than it had.
 func (n *node) another(t *testing.T, old *x509.Certificate) *x509.Certificate {
 	t.Helper()
-	for late := time.Now().Add(30 * time.Second); time.Now().Before(late); {
+	for late := time.Now().Add(patience); time.Now().Before(late); {
 		if leaf := n.keeper.Credentials().Certificate.Leaf; !leaf.Equal(old) {
 			return leaf
 		}
@@ -77,7 +77,7 @@ func TestRenewFails(t *testing.T) {
 		if !strings.Contains(err.Error(), "is not renewed") || !strings.Contains(err.Error(), "is dsco running on a") {
 			t.Error(err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("nobody is told")
 	}
 	if !b.leaf().Equal(old) {

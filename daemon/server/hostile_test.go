@@ -83,7 +83,7 @@ func TestTooMany(t *testing.T) {
 		t.Errorf("the fifth: %v", err)
 	}
 	conns[0].Close()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for { // until the server has noticed
 		conn := dialRaw(t, s)
 		fmt.Fprint(conn, "GET /v1/status HTTP/1.0\r\n\r\n")

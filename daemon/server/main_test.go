@@ -189,6 +189,9 @@ func temp(t testing.TB) string {
 	return dir
 }
 
+// patience is longer than a busy machine stands still.
+const patience = time.Minute
+
 // serve runs a server until the test ends.
 func serve(t testing.TB, cfg Config) (*Server, *api.Client) {
 	t.Helper()
@@ -198,10 +201,14 @@ func serve(t testing.TB, cfg Config) (*Server, *api.Client) {
 	if cfg.Backend == nil {
 		cfg.Backend = new(fake)
 	}
+	if cfg.RequestTimeout == 0 {
+		cfg.RequestTimeout = patience
+	}
 	s, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.closeTimeout = patience
 	end := make(chan error, 1)
 	go func() { end <- s.Serve() }()
 	c := &api.Client{Socket: cfg.Socket}
@@ -224,6 +231,6 @@ func dialRaw(t testing.TB, s *Server) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	return c
 }

@@ -62,6 +62,8 @@ type Server struct {
 	group    *uint32 // whose members may write
 	own      uint32
 
+	closeTimeout time.Duration // of tests, another
+
 	ctx      context.Context // of what lasts: sessions, those who watch
 	cancel   context.CancelCauseFunc
 	sessions sync.WaitGroup
@@ -74,7 +76,7 @@ var errClosing = api.Errorf(api.ErrBusy, "try again when it runs", "the daemon i
 
 // New makes the socket. Connections wait until Serve.
 func New(cfg Config) (*Server, error) {
-	s := &Server{cfg: cfg, own: uint32(os.Geteuid()), log: cfg.Logger}
+	s := &Server{cfg: cfg, own: uint32(os.Geteuid()), log: cfg.Logger, closeTimeout: closeTimeout}
 	setDefault(&s.cfg.PerUser, 64)
 	setDefault(&s.cfg.Connections, 256)
 	setDefault(&s.cfg.RequestTimeout, 5*time.Second)
@@ -175,7 +177,7 @@ func (s *Server) Close() error {
 		return nil
 	}
 	s.cancel(errClosing)
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), s.closeTimeout)
 	defer cancel()
 	err := s.http.Shutdown(ctx)
 	if err != nil {

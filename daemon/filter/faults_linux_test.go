@@ -17,7 +17,7 @@ import (
 // eventually waits for what comes about in another goroutine.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline, look := time.After(10*time.Second), time.NewTicker(time.Millisecond)
+	deadline, look := time.After(patience), time.NewTicker(time.Millisecond)
 	defer look.Stop()
 	for !ok() {
 		select {
@@ -56,7 +56,7 @@ func TestOverload(t *testing.T) {
 	} {
 		const packets = 1000
 		stall, entered := make(chan struct{}), make(chan struct{}, 1)
-		l := new(logs)
+		l, begin := new(logs), time.Now()
 		cfg.Queue, cfg.Rules, cfg.Logger = 7846, nodeRules, slog.New(l)
 		var seen atomic.Bool
 		cfg.Handler = func(p Packet) Verdict {
@@ -77,7 +77,7 @@ func TestOverload(t *testing.T) {
 		_, readable := kernelState(7846) // by root only
 		signal := mobility(t, wire.Packet{Src: away, Dst: careOf}, &wire.CareOfTest{})
 		for range packets {
-			s.net.send(signal)
+			s.net.trySend(signal) // nor need all of them come so far
 		}
 		<-entered
 		// Data goes its way meanwhile.
@@ -88,7 +88,7 @@ func TestOverload(t *testing.T) {
 		// It works again: one behind all others, sent until there is room for it.
 		last := mobility(t, wire.Packet{Src: away, Dst: careOf}, &wire.BindingRefreshRequest{})
 		eventually(t, "the last packet", func() bool {
-			s.net.send(last)
+			s.net.trySend(last)
 			return seen.Load()
 		})
 		st := f.Stats()
@@ -99,7 +99,9 @@ func TestOverload(t *testing.T) {
 		if full := map[string]uint64{"queue": st.QueueFull, "buffer": st.BufferFull}[name]; readable && full < packets/2 {
 			t.Errorf("%s: the kernel does not tell: %+v", name, st)
 		}
-		if (st.Overruns > 0) != (l.warnings.Load() > 0) || l.warnings.Load() > 1 || name == "buffer" && st.Overruns == 0 {
+		// One, and where it has been quiet on a machine that stood still, another.
+		most := 1 + int64(time.Since(begin)/quiet)
+		if (st.Overruns > 0) != (l.warnings.Load() > 0) || l.warnings.Load() > most || name == "buffer" && st.Overruns == 0 {
 			t.Errorf("%s: %d warnings of %d overruns", name, l.warnings.Load(), st.Overruns)
 		}
 		if err := f.Close(); err != nil {
@@ -273,7 +275,7 @@ func TestOpenUnderFlood(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				s.net.send(signal)
+				s.net.trySend(signal) // which may be more than the link takes
 			}
 		}
 	}()

@@ -18,6 +18,9 @@ import (
 	"github.com/distributed-servers/ds/internal/probe"
 )
 
+// patience is longer than a busy machine stands still.
+const patience = time.Minute
+
 func TestMain(m *testing.M) {
 	probe.Main()
 	os.Exit(m.Run())
@@ -63,7 +66,7 @@ func newScene(t testing.TB) *scene {
 		run("neigh", "add", a.String(), "lladdr", s.tun.addr.String(), "dev", "ta")
 	}
 	run("route", "add", "default", "via", away.String(), "dev", "va")
-	for deadline := time.Now().Add(10 * time.Second); ; { // the address is in use
+	for deadline := time.Now().Add(patience); ; { // the address is in use
 		r, err := netlink.RouteGet(here.AsSlice())
 		if err == nil && r[0].Type == unix.RTN_LOCAL {
 			return s
@@ -114,7 +117,7 @@ func newPort(t testing.TB, near, far string, mtu int) *port {
 	must(netlink.LinkSetUp(n))
 	must(netlink.LinkSetUp(f))
 	for _, name := range []string{near, far} { // until then packets are lost
-		for deadline := time.Now().Add(10 * time.Second); ; {
+		for deadline := time.Now().Add(patience); ; {
 			l, err := netlink.LinkByName(name)
 			must(err)
 			if l.Attrs().OperState == netlink.OperUp {
@@ -160,7 +163,7 @@ func (p *port) trySend(b []byte) error {
 // until the next one.
 func (p *port) receive(want func(b []byte) bool) []byte {
 	p.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		left := time.Until(deadline)
 		if left <= 0 {
@@ -193,7 +196,7 @@ func (q queued) next(t testing.TB) Packet {
 	select {
 	case p := <-q:
 		return p
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("no packet was queued")
 		panic("unreachable")
 	}

@@ -109,7 +109,7 @@ func TestSuperPackets(t *testing.T) {
 		t.Helper()
 		b := make([]byte, 1<<16)
 		for {
-			if err := tg.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			if err := tg.SetReadDeadline(time.Now().Add(patience)); err != nil {
 				t.Fatal(err)
 			}
 			n, err := tg.Read(b)
@@ -142,7 +142,7 @@ func TestSuperPackets(t *testing.T) {
 	rand.NewChaCha8([32]byte{}).Read(data)
 	send(iss+1, seq+1, ack|psh, data)
 	got := make([]byte, len(data))
-	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.ReadFull(conn, got); err != nil || !bytes.Equal(got, data) {

@@ -90,7 +90,7 @@ func TestNeighbors(t *testing.T) {
 // hear returns the next solicitation for target.
 func hear(t *testing.T, n *rawip.Neighbors, target netip.Addr) []byte {
 	t.Helper()
-	timer := time.AfterFunc(20*time.Second, func() { n.Close() })
+	timer := time.AfterFunc(time.Minute, func() { n.Close() })
 	defer timer.Stop()
 	for {
 		b, err := n.Read()

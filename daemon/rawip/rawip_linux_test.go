@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -87,6 +88,31 @@ func tunnel(t testing.TB, h *topology.Host, a netip.Addr) *rawip.Tunnel {
 	return tn
 }
 
+// onOneCPU keeps the test on one processor until it ends: what comes from several may
+// overtake each other in the kernel.
+func onOneCPU(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread()
+	var before, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		t.Fatal(err)
+	}
+	for cpu := 0; one.Count() == 0; cpu++ {
+		if before.IsSet(cpu) {
+			one.Set(cpu)
+		}
+	}
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.SchedSetaffinity(0, &before); err != nil {
+			t.Error(err)
+		}
+		runtime.UnlockOSThread()
+	})
+}
+
 // inner is a packet with n octets of payload of a protocol that nobody has.
 func inner(n int) []byte {
 	p := wire.Packet{Src: other, Dst: addrB, Protocol: 253, Payload: bytes.Repeat([]byte{7}, n)}
@@ -127,6 +153,7 @@ func TestBySource(t *testing.T) {
 		return
 	}
 	a, b := two(t)
+	onOneCPU(t)
 	on(t, a, func() error {
 		r := netlink.NewRule()
 		r.Family, r.Priority, r.Type = netlink.FAMILY_V6, 100, unix.FR_ACT_PROHIBIT
@@ -167,6 +194,7 @@ func TestTunnelPacketsArriveWhole(t *testing.T) {
 		return
 	}
 	a, b := two(t)
+	onOneCPU(t)
 	s, tn := sender(t, a), tunnel(t, b, addrB)
 	// From any source: not that of the sender's host.
 	want := outer(other, addrB, inner(1400))
@@ -182,11 +210,13 @@ func TestTunnelPacketsArriveWhole(t *testing.T) {
 		t.Errorf("of fragments: %d packets, %d octets, want %d", len(got), len(got[0]), len(long))
 	}
 
-	// Many.
-	const packets = 1000
+	// Many, but no more on their way than the queue holds of a user who may not make it
+	// longer.
+	const packets, most = 1000, 2 * rawip.BatchSize
 	batch := s.NewBatch()
-	read := make(chan int)
+	read := make(chan int, packets)
 	go func() {
+		defer close(read)
 		n := 0
 		for n < packets {
 			got, err := tn.ReadBatch()
@@ -199,16 +229,28 @@ func TestTunnelPacketsArriveWhole(t *testing.T) {
 				}
 				n++
 			}
+			read <- n
 		}
-		read <- n
 	}()
+	n := 0
 	for i := range packets {
 		p := outer(addrA, addrB, inner(10+i%1000))
 		binary.BigEndian.PutUint16(p[80:], uint16(i))
 		batch.Add(p)
+		if (i+1)%most == 0 {
+			batch.Flush()
+			for there := true; n <= i; {
+				if n, there = <-read; !there {
+					t.Fatalf("reading has ended ahead of packet %d", i)
+				}
+			}
+		}
 	}
 	batch.Flush()
-	if n := <-read; n != packets {
+	for left := range read {
+		n = left
+	}
+	if n != packets {
 		t.Errorf("%d packets arrived", n)
 	}
 	if st := tn.Stats(); st.Packets != packets+2 || st.Malformed != 0 || st.Coalesced != 0 {
@@ -329,6 +371,7 @@ func TestReceiveOffload(t *testing.T) {
 	// Root of a user namespace may not set the timeout below.
 	probe.Skip(t, probe.Program("ethtool"), probe.Program("unshare"), probe.Users)
 	a, b := two(t)
+	onOneCPU(t)
 	run(t, b, "ethtool", "-K", "eth0", "gro", "on")
 	run(t, a, "ethtool", "-K", "eth0", "tso", "off")
 	// Packets that come one by one are waited for.

@@ -67,7 +67,7 @@ func own(t *testing.T) bool {
 		ip(t, strings.Fields(line)...)
 	}
 	// What comes of links that have come up.
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		now := everything(t)
 		ready := strings.Count(now, "state UP") == 6 && strings.Contains(now, "local 2001:db8:1::1 ")
 		for _, name := range []string{"v0", "v1", "d0", "d1", "e0", "e0.100"} {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,7 +54,7 @@ func TestExternalTunnel(t *testing.T) {
 	s.start("a")
 	s.until("a", api.EventStarted, "")
 
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	attached, err := api.Attach(ctx, s.api("a").Socket, dsa, &api.Message{Kind: api.Hello, Program: "test"})
 	if err != nil {
@@ -78,7 +79,22 @@ func TestExternalTunnel(t *testing.T) {
 		t.Fatal(err)
 	}
 	careOf, daemon := netip.MustParseAddr("2001:db8:2:1::1"), netip.MustParseAddr("2001:db8:2::1")
-	out.Send(b)
+	// Again and again: it may get lost on its way, as on any network.
+	arrived, resent := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(resent)
+		for again := time.NewTicker(time.Second); ; {
+			out.Send(b)
+			select {
+			case <-again.C:
+			case <-arrived:
+				again.Stop()
+				return
+			}
+		}
+	}()
+	stop := sync.OnceFunc(func() { close(arrived); <-resent })
+	defer stop()
 	var got wire.Packet
 	for buf := make([]byte, 2000); ; {
 		n, err := dev.Read(buf)
@@ -89,6 +105,7 @@ func TestExternalTunnel(t *testing.T) {
 			break
 		}
 	}
+	stop()
 	inner, err := got.Inner()
 	if err != nil {
 		t.Fatal(err)
@@ -136,7 +153,7 @@ func TestExternalTunnel(t *testing.T) {
 	if st, err := s.api("a").Status(ctx); err != nil || !st.Servers[0].Registered.IsZero() {
 		t.Errorf("status: %+v, %v", st, err)
 	}
-	if err := s.nodes["a"].Stop(10 * time.Second); err != nil {
+	if err := s.nodes["a"].Stop(patience); err != nil {
 		t.Error(err)
 	}
 	rules, err := s.hosts["a"].Command(t.Context(), "ip", "-6", "rule").Output()

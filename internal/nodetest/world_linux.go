@@ -65,7 +65,7 @@ func NewWorld(t *testing.T, env string, start func(Config) (*Node, error)) *Worl
 func NewWorldHere(t testing.TB, env string, start func(Config) (*Node, error)) *World {
 	t.Helper()
 	probe.Skip(t, probe.TUN, probe.NFQueue, probe.Program("ip6tables-restore"))
-	ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
 	w := &World{TB: t, Ctx: ctx, SPI: spi, env: env}
 	var err error
@@ -139,7 +139,7 @@ func (w *World) Start(h *topology.Host, role string, cfg any, running string) *t
 // Stop stops a role, which must end well.
 func (w *World) Stop(p *topology.Process) {
 	w.Helper()
-	if err := p.Stop(10 * time.Second); err != nil {
+	if err := p.Stop(time.Minute); err != nil {
 		w.Errorf("%v\n%s", err, p.Log)
 	}
 }

@@ -35,8 +35,8 @@ type Capture struct {
 	ended   atomic.Bool
 }
 
-// A block of the ring is handed over when it is full, or after retire; who has
-// seen nothing for quiet has seen all.
+// A block of the ring is handed over when it is full, or after retire, or later if the
+// kernel is late: who has seen nothing for quiet asks whether there is more.
 const (
 	retire = 20 * time.Millisecond
 	quiet  = 60 * time.Millisecond
@@ -137,12 +137,17 @@ func openRing(link string) (*afpacket.TPacket, error) {
 func (c *Capture) copy(ring *afpacket.TPacket, file *ladder.Pcapng) error {
 	runtime.LockOSThread() // it waits in a system call most of the time
 	defer runtime.UnlockOSThread()
+	read := uint(0)
 	for {
 		p, info, err := ring.ZeroCopyReadPacketData()
 		switch {
 		case errors.Is(err, afpacket.ErrTimeout):
 			if c.stop.Load() {
-				return nil
+				// The kernel counts those that it has missed as well.
+				_, stats, err := ring.SocketStats()
+				if err != nil || read >= stats.Packets()-stats.Drops() {
+					return err
+				}
 			}
 			continue
 		case errors.Is(err, unix.EINTR):
@@ -150,6 +155,7 @@ func (c *Capture) copy(ring *afpacket.TPacket, file *ladder.Pcapng) error {
 		case err != nil:
 			return err
 		}
+		read++
 		if c.stop.Load() && info.Timestamp.UnixNano() > c.stopped.Load() {
 			return nil
 		}

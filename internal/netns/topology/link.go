@@ -200,7 +200,7 @@ func (l *Link) pair(a, b End) error {
 }
 
 // upWithin is more than the kernel needs to take notice that a link is up.
-const upWithin = 10 * time.Second
+const upWithin = 20 * time.Second
 
 // awaitUp waits until an interface of the thread's namespace has its link-local
 // address, unless it is to have none, and is reached by each address that it has: the

@@ -4,9 +4,11 @@ package topology_test
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math"
 	"net"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,10 +16,26 @@ import (
 	"github.com/distributed-servers/ds/internal/netns/netnstest"
 )
 
-// datagrams has the client send count numbered datagrams of size octets to a,
-// one each interval, and returns those that arrive, how long each took, and the last since
-// the first was sent.
-func datagrams(t *testing.T, w *network, count, size int, interval time.Duration) (numbers []uint32, took []time.Duration, whole time.Duration) {
+// At most window datagrams are under way, so that who reads them may come late. Behind
+// them follow tail more, which nobody reads: more than there are packets of neighbour
+// discovery. When the link has had as many packets as all these it has had the former.
+const window, tail = 100, 16
+
+// mark is the number of a datagram that is none of those.
+const mark = math.MaxUint32
+
+// flight is what becomes of datagrams.
+type flight struct {
+	numbers []uint32        // of those that arrive
+	took    []time.Duration // how long each took
+	whole   time.Duration   // from the first to be sent to the last to arrive
+	packets int             // that were put on the link
+	over    uint64          // that the link had no room for
+}
+
+// datagrams has the client send count numbered datagrams of size octets to a, one each
+// interval or later.
+func datagrams(t *testing.T, w *network, count, size int, interval time.Duration) (f flight) {
 	t.Helper()
 	var server, client *net.UDPConn
 	err := w.a.Do(func() (err error) {
@@ -28,7 +46,7 @@ func datagrams(t *testing.T, w *network, count, size int, interval time.Duration
 		t.Fatal(err)
 	}
 	defer server.Close()
-	if err := server.SetReadBuffer(4 << 20); err != nil {
+	if err := server.SetReadBuffer(4 << 20); err != nil { // an unprivileged user gets less, and enough
 		t.Fatal(err)
 	}
 	err = w.client.Do(func() (err error) {
@@ -41,50 +59,94 @@ func datagrams(t *testing.T, w *network, count, size int, interval time.Duration
 	defer client.Close()
 
 	begun := time.Now()
+	send := func(number uint32) error {
+		b := make([]byte, size)
+		binary.BigEndian.PutUint32(b, number)
+		binary.BigEndian.PutUint64(b[4:], uint64(time.Since(begun)))
+		_, err := client.Write(b)
+		return err
+	}
+	before, _ := w.link.Counters()
+	var read atomic.Int64
+	underWay := func(sent int) int {
+		c, _ := w.link.Counters()
+		gone := c.Lost - before.Lost + c.Overflows - before.Overflows
+		return sent + int(c.Duplicated-before.Duplicated) - int(gone) - int(read.Load())
+	}
 	done := make(chan error, 1)
 	go func() {
-		b := make([]byte, size)
-		for i := range count {
-			for until := time.Duration(i) * interval; time.Since(begun) < until; {
+		done <- func() error {
+			for i := range count + tail {
 				// Sleeping would be too coarse, and is not needed for long.
+				for time.Since(begun) < time.Duration(i)*interval || underWay(i) > window {
+					if t.Context().Err() != nil {
+						return t.Context().Err()
+					}
+				}
+				if err := send(uint32(i)); err != nil {
+					return err
+				}
 			}
-			binary.BigEndian.PutUint32(b, uint32(i))
-			binary.BigEndian.PutUint64(b[4:], uint64(time.Since(begun)))
-			if _, err := client.Write(b); err != nil {
-				done <- err
-				return
+			sent := before.Sent + uint64(count+tail)
+			drained := func() bool {
+				c, _ := w.link.Counters()
+				f.packets, f.over = int(c.Sent-before.Sent)-tail, c.Overflows-before.Overflows
+				return c.Sent >= sent && c.Received == c.Sent-c.Lost+c.Duplicated-c.Overflows
 			}
-		}
-		done <- nil
+			if err := eventually("nothing is on the link", drained); err != nil {
+				return err
+			}
+			if err := w.link.Impair(impair.Settings{}, impair.Settings{}); err != nil {
+				return err
+			}
+			return send(mark)
+		}()
 	}()
 	b := make([]byte, 2048)
-	for sent := false; ; {
-		if !sent {
+	for marked := false; ; {
+		wait := patience
+		if marked {
+			wait = 200 * time.Millisecond // of two processors, one may be behind the other
+		}
+		server.SetReadDeadline(time.Now().Add(wait))
+		n, err := server.Read(b)
+		switch {
+		case err != nil && marked:
+			return f
+		case err != nil:
 			select {
-			case err := <-done:
-				if err != nil {
-					t.Fatal(err)
-				}
-				sent = true
+			case err = <-done:
 			default:
 			}
-		}
-		// After the last, silence for as long as no packet is under way.
-		server.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
-		n, err := server.Read(b)
-		if err != nil {
-			if sent {
-				return numbers, took, whole
-			}
-			continue
-		}
-		if n != size {
+			t.Fatalf("the last of %d datagrams does not come: %v", count, err)
+		case n != size:
 			t.Fatalf("%d octets instead of %d", n, size)
 		}
-		numbers = append(numbers, binary.BigEndian.Uint32(b))
-		whole = time.Since(begun)
-		took = append(took, whole-time.Duration(binary.BigEndian.Uint64(b[4:])))
+		switch number := binary.BigEndian.Uint32(b); {
+		case number == mark:
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			marked = true
+		case number < uint32(count):
+			f.numbers = append(f.numbers, number)
+			f.whole = time.Since(begun)
+			f.took = append(f.took, f.whole-time.Duration(binary.BigEndian.Uint64(b[4:])))
+			fallthrough
+		default:
+			read.Add(1)
+		}
 	}
+}
+
+// eventually waits until something is so.
+func eventually(what string, ok func() bool) error {
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("not so after %v: %s", patience, what)
+		}
+	}
+	return nil
 }
 
 func quantile(d []time.Duration, q float64) time.Duration {
@@ -99,10 +161,13 @@ func TestImpairedLinkCarriesTCP(t *testing.T) {
 	}
 	w := build(t, true, impair.Settings{}, impair.Settings{})
 	echo(t, w, 1<<20)
-	ab, ba := w.link.Counters()
-	// Without offload there is a frame for each segment.
-	if ab.Received < 1<<20/1500 || ba.Received < 1<<20/1500 || ab.Received != ab.Sent || ba.Received != ba.Sent {
-		t.Errorf("counters are %+v and %+v", ab, ba)
+	// Without offload there is a frame for each segment. The last may be on the link.
+	if err := eventually("all frames have come out of the link, at least as many as segments", func() bool {
+		ab, ba := w.link.Counters()
+		return ab.Received >= 1<<20/1500 && ba.Received >= 1<<20/1500 && ab.Received == ab.Sent && ba.Received == ba.Sent
+	}); err != nil {
+		ab, ba := w.link.Counters()
+		t.Errorf("%v: counters are %+v and %+v", err, ab, ba)
 	}
 	if err := w.link.Impair(impair.Settings{Loss: .02, Reorder: .02, Duplicate: .02}, impair.Settings{Loss: .02, Delay: time.Millisecond}); err != nil {
 		t.Fatal(err)
@@ -119,40 +184,39 @@ func TestImpairedLinkIsWhatItSays(t *testing.T) {
 		s := impair.Settings{Delay: 5 * time.Millisecond, Jitter: 2 * time.Millisecond}
 		w := build(t, true, s, none)
 		echo(t, w, 16) // neighbours know each other
-		numbers, took, _ := datagrams(t, w, 500, 100, time.Millisecond)
-		if len(numbers) != 500 || !slices.IsSorted(numbers) {
-			t.Errorf("%d of 500 arrived, in order: %t", len(numbers), slices.IsSorted(numbers))
+		f := datagrams(t, w, 500, 100, time.Millisecond)
+		if len(f.numbers) != 500 || !slices.IsSorted(f.numbers) {
+			t.Errorf("%d of 500 arrived, in order: %t", len(f.numbers), slices.IsSorted(f.numbers))
 		}
-		p10, p50, p90 := quantile(took, .1), quantile(took, .5), quantile(took, .9)
-		t.Logf("5 ms and up to 2 more: p10 %v, p50 %v, p90 %v", p10, p50, p90)
-		// The lower bound is strict. A busy machine adds to most, but not to all.
-		if quantile(took, 0) < s.Delay || p10 > s.Delay+s.Jitter+3*time.Millisecond {
-			t.Errorf("least %v, a tenth up to %v", quantile(took, 0), p10)
+		least, p50, p90 := quantile(f.took, 0), quantile(f.took, .5), quantile(f.took, .9)
+		t.Logf("5 ms and up to 2 more: least %v, p50 %v, p90 %v", least, p50, p90)
+		// The lower bound is strict. A busy machine adds to any, but not that much to all:
+		// package impair's tests have its delays to the nanosecond.
+		if least < s.Delay || least > s.Delay+s.Jitter+time.Second {
+			t.Errorf("least %v", least)
 		}
 	})
 	t.Run("loss, duplication, reordering", func(t *testing.T) {
 		s := impair.Settings{Loss: .1, Duplicate: .1, Reorder: .1}
 		w := build(t, true, none, none)
 		echo(t, w, 16)
-		before, _ := w.link.Counters()
 		if err := w.link.Impair(s, none); err != nil {
 			t.Fatal(err)
 		}
 		const count = 4000
-		numbers, _, _ := datagrams(t, w, count, 100, 50*time.Microsecond)
-		c, _ := w.link.Counters()
+		f := datagrams(t, w, count, 100, 50*time.Microsecond)
 		seen := map[uint32]int{}
 		late := 0
 		var highest uint32
-		for _, n := range numbers {
+		for _, n := range f.numbers {
 			seen[n]++
 			if n < highest && seen[n] == 1 {
 				late++
 			}
 			highest = max(highest, n)
 		}
-		lost, doubled := count-len(seen), len(numbers)-len(seen)
-		t.Logf("of %d: %d lost, %d twice, %d overtaken; the link says %+v", count, lost, doubled, late, c)
+		lost, doubled := count-len(seen), len(f.numbers)-len(seen)
+		t.Logf("of %d: %d lost, %d twice, %d overtaken", count, lost, doubled, late)
 		near := func(what string, n int, p float64) {
 			if d := math.Abs(float64(n) - count*p); d > 5*math.Sqrt(count*p*(1-p)) {
 				t.Errorf("%s: %d of %d, want about %v", what, n, count, p)
@@ -162,8 +226,8 @@ func TestImpairedLinkIsWhatItSays(t *testing.T) {
 		near("doubled", doubled, .1*.9)
 		near("overtaken", late, .1*.9)
 		// Neighbour discovery may have added a packet or two.
-		if sent := c.Sent - before.Sent; sent < count || sent > count+8 || c.Overflows != 0 {
-			t.Errorf("the link has carried %d of %d packets: %+v", sent, count, c)
+		if f.packets < count || f.packets > count+8 || f.over != 0 {
+			t.Errorf("the link had %d packets instead of %d, %d of them without room", f.packets, count, f.over)
 		}
 	})
 	t.Run("rate", func(t *testing.T) {
@@ -173,13 +237,14 @@ func TestImpairedLinkIsWhatItSays(t *testing.T) {
 			t.Fatal(err)
 		}
 		// With the headers of UDP, IPv6 and Ethernet a frame has 1000 octets.
-		numbers, _, took := datagrams(t, w, 300, 1000-8-40-14, 0)
-		if len(numbers) != 300 {
-			t.Fatalf("%d of 300 arrived", len(numbers))
+		f := datagrams(t, w, 300, 1000-8-40-14, 0)
+		if len(f.numbers) != 300 {
+			t.Fatalf("%d of 300 arrived", len(f.numbers))
 		}
-		t.Logf("300 frames of 1000 octets at 1 MB/s: %v", took)
-		if took < 290*time.Millisecond || took > time.Second {
-			t.Errorf("300 kB at 1 MB/s took %v", took)
+		t.Logf("300 frames of 1000 octets at 1 MB/s: %v", f.whole)
+		// A busy machine takes longer, but the link is no slower by far than it says.
+		if f.whole < 290*time.Millisecond || f.whole > patience {
+			t.Errorf("300 kB at 1 MB/s took %v", f.whole)
 		}
 	})
 	t.Run("cut", func(t *testing.T) {
@@ -188,8 +253,8 @@ func TestImpairedLinkIsWhatItSays(t *testing.T) {
 		if err := w.link.Impair(impair.Settings{Loss: 1}, none); err != nil {
 			t.Fatal(err)
 		}
-		if numbers, _, _ := datagrams(t, w, 10, 100, 0); len(numbers) != 0 {
-			t.Errorf("%d of 10 arrived", len(numbers))
+		if f := datagrams(t, w, 10, 100, 0); len(f.numbers) != 0 {
+			t.Errorf("%d of 10 arrived", len(f.numbers))
 		}
 	})
 }

@@ -164,12 +164,14 @@ func TestDrainAtARate(t *testing.T) {
 		t.Fatalf("in the end it says %+v, %v", rest, err)
 	}
 	t.Logf("%d clients, %d, and what was under way between, have gone in %v; %d lines have an estimate", part.Moved, rest.Moved, took, estimates)
-	if least := (all - 2) * time.Second / rate; took < least || estimates == 0 {
+	// Of both drains the first begins at once, and a tenth of a second may be made up for.
+	if least := (all-2)*time.Second/rate - 2*time.Second/10; took < least || estimates == 0 {
 		t.Errorf("at %d a second it takes %v at least, and to tell how long yet", rate, least)
 	}
-	// How many there are elsewhere a knows a second later: that may be two to each too many.
+	// How many there are elsewhere a knows a second later, or more if the machine is busy:
+	// that may be some to each too many.
 	spread("they are at b and c, at each about as many", func(has []int) bool {
-		return has[0] == 0 && has[1]+has[2] == all && max(has[1], has[2]) <= all/2+2
+		return has[0] == 0 && has[1]+has[2] == all && max(has[1], has[2]) <= all*3/4
 	})
 	c.wait(download)
 	for _, l := range lines {

@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/e2e/watch"
@@ -13,6 +14,9 @@ import (
 
 // everything is what a cluster needs, beside clients' programs.
 var everything = append([]probe.Name{probe.TUN, probe.NFQueue, probe.Program("ip6tables")}, clientPrograms...)
+
+// prepareTimeout is how long a target waits for a client, by default (package member).
+const prepareTimeout = time.Second
 
 // Sessions go on, on one node after the other: what a node knew of a client's
 // connection the next one knows.
@@ -37,11 +41,15 @@ func sessions(t *testing.T, s setup, optimised bool) {
 	handoffs := 0
 	for i := range 6 {
 		to := c.Nodes[(i+1)%3]
+		begun := time.Now()
 		h := c.handoff(d, cl, to)
 		handoffs++
-		if h.Mode != mode || h.Connections != 3 {
+		// Without an answer of the client in time the target has it relayed at first.
+		late := mode == api.Optimised && time.Since(begun) > prepareTimeout
+		if h.Mode != mode && !late || h.Connections != 3 {
 			t.Errorf("handoff of %d connections, %s", h.Connections, h.Mode)
 		}
+		c.mode(d, cl, mode)
 		lines.expect("again", fmt.Sprintf("%d %s again", i+2, to.Name()))
 		store.expect("INCR n", fmt.Sprint(i+2))
 		store.expect("GET k", "v")
@@ -121,14 +129,17 @@ func TestTransfers(t *testing.T) {
 			d := c.Servers[0]
 			server := d.Addr.Addr()
 			var captures []*capture
-			var jobs []*job
 			for _, cl := range c.clients {
 				captures = append(captures, c.capture(cl.Host, "eth0"))
-				// Four seconds: where other programs have the processors, a handoff
-				// may take one.
-				jobs = append(jobs, cl.download(server, 16<<20, 4<<20), cl.upload(server, 16<<20, 4<<20))
 			}
-			handoffs := c.rotate(d, c.clients, 4, jobs...)
+			handoffs := c.rotate(d, c.clients, 4, func() (jobs []*job) {
+				for _, cl := range c.clients {
+					// Four seconds: where other programs have the processors, a handoff
+					// may take one.
+					jobs = append(jobs, cl.download(server, 16<<20, 4<<20), cl.upload(server, 16<<20, 4<<20))
+				}
+				return jobs
+			})
 			t.Logf("%d handoffs", handoffs)
 			for _, k := range captures {
 				k.check(server, watch.Limits{Handoffs: 2*handoffs + 2, Again: 4 << 20})
@@ -147,12 +158,15 @@ func TestAHundredConnections(t *testing.T) {
 	d := c.Servers[0]
 	server := d.Addr.Addr()
 	var captures []*capture
-	var jobs []*job
 	for _, cl := range c.clients {
 		captures = append(captures, c.capture(cl.Host, "eth0"))
-		jobs = append(jobs, cl.parallel(server, 100, 160_000, 20_000))
 	}
-	handoffs := c.rotate(d, c.clients, 2, jobs...)
+	handoffs := c.rotate(d, c.clients, 2, func() (jobs []*job) {
+		for _, cl := range c.clients {
+			jobs = append(jobs, cl.parallel(server, 100, 160_000, 20_000))
+		}
+		return jobs
+	})
 	t.Logf("%d handoffs", handoffs)
 	for _, k := range captures {
 		k.check(server, watch.Limits{Handoffs: 2*handoffs + 2, Again: fewAgain})
@@ -166,10 +180,11 @@ func TestRedisBenchmark(t *testing.T) {
 	}
 	c := launchAll(t, setup{Clients: 2}, 0)
 	d := c.Servers[0]
-	var jobs []*job
-	for _, cl := range c.clients {
-		jobs = append(jobs, cl.benchmark(d.Addr.Addr(), 2_000, 20))
-	}
-	handoffs := c.rotate(d, c.clients, 2, jobs...)
+	handoffs := c.rotate(d, c.clients, 2, func() (jobs []*job) {
+		for _, cl := range c.clients {
+			jobs = append(jobs, cl.benchmark(d.Addr.Addr(), 2_000, 20))
+		}
+		return jobs
+	})
 	t.Logf("%d handoffs", handoffs)
 }

@@ -181,6 +181,9 @@ func TestJoin(t *testing.T) {
 				return false, err
 			}
 			i := slices.IndexFunc(st.Peers, func(p api.Peer) bool { return p.Node == other.Name() })
+			if i < 0 {
+				return false, fmt.Errorf("not yet: %+v", st.Peers)
+			}
 			return !st.Peers[i].Connected && strings.Contains(st.Peers[i].Error, "not a member of the cluster any more"), fmt.Errorf("not yet: %+v", st.Peers[i])
 		})
 	}

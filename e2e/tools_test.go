@@ -49,7 +49,7 @@ func TestTools(t *testing.T) {
 	if err := p.Stop(patience); err != nil {
 		t.Error(err)
 	}
-	flows := k.check(n.Addr, watch.Limits{Again: fewAgain})
+	flows := k.check(n.Addr, watch.Limits{Again: 1 << 20}) // a busy machine may lose some of the bulk data
 	if len(flows) < 2*104 {
 		t.Errorf("%d flows", len(flows))
 	}

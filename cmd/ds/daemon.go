@@ -139,8 +139,8 @@ func number[T int | uint64 | uint16](n T) string {
 	return fmt.Sprint(n)
 }
 
-// completion is short of patience: a shell waits for it.
-const completionTimeout = time.Second
+// Completion is short of patience: a shell waits for it. Tests are not.
+var completionTimeout = time.Second
 
 func (a *asker) complete(c *cobra.Command, list func(ctx context.Context, client *api.Client) ([]string, error)) ([]string, cobra.ShellCompDirective) {
 	ctx, cancel := context.WithTimeout(c.Context(), completionTimeout)

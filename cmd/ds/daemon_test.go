@@ -53,7 +53,7 @@ func (f *fake) Servers(context.Context) ([]api.Server, error) {
 	a := dsaAddr
 	for range f.servers {
 		servers = append(servers, api.Server{
-			Address: a, CareOf: careOf, Contact: api.Contact{Server: a, Node: "a", Epoch: 4}, Local: true, Registered: time.Now().Add(10 * time.Minute),
+			Address: a, CareOf: careOf, Contact: api.Contact{Server: a, Node: "a", Epoch: 4}, Local: true, Registered: time.Now().Add(3 * time.Hour), // which is told in minutes
 			Application: &api.Application{Program: "www", PID: 321}, TUN: "ds0", Clients: 1, Optimised: 1,
 		})
 		a = a.Next()
@@ -176,7 +176,7 @@ func TestDaemonCommands(t *testing.T) {
 		want []string // parts of the table
 		ask  string   // of the daemon
 	}{
-		{"status", []string{"node a, version ", "since 3h", "SERVER ", "2001:db8:1::80  2001:db8:5::80:a  a (this)  4      10m0s       www (321)    ds0        1        1          –",
+		{"status", []string{"node a, version ", "since 3h", "SERVER ", "2001:db8:1::80  2001:db8:5::80:a  a (this)  4      3h0m        www (321)    ds0        1        1          –",
 			"PEER  ADDRESS           CONNECTED", "c     2001:db8:5::80:a  no         –      connection refused", "refused  7"}, ""},
 		{"nodes", []string{"NODE  CARE-OF", "a     2001:db8:5::80:a  –       yes        yes          yes            9        contact, this"}, ""},
 		{"clients", []string{"CLIENT ", "2001:db8:9::1  a      3      optimised  established, handoff: transfer  2            2d"}, ""},
@@ -300,6 +300,8 @@ func TestMissed(t *testing.T) {
 }
 
 func TestCompletion(t *testing.T) {
+	defer func(d time.Duration) { completionTimeout = d }(completionTimeout)
+	completionTimeout = time.Minute // a busy machine is no fault
 	socket, _ := daemon(t, &fake{servers: 2})
 	for args, want := range map[string]string{
 		"trace|":                                         "",

@@ -127,7 +127,7 @@ func (s *swapper) expect(p *process, pattern string) string {
 			s.t.Fatalf("process says %q: want %q", line, pattern)
 		}
 		return line
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		s.t.Fatalf("process does not say %q", pattern)
 	}
 	panic("not reached")
@@ -194,7 +194,7 @@ func (m *meter) Write(b []byte) (int, error) {
 }
 
 func curl(out io.Writer, args ...string) error {
-	cmd := exec.Command("curl", append([]string{"-sS", "--fail", "--max-time", "120"}, args...)...)
+	cmd := exec.Command("curl", append([]string{"-sS", "--fail", "--max-time", "480"}, args...)...)
 	var msg bytes.Buffer
 	cmd.Stdout, cmd.Stderr = out, &msg
 	if err := cmd.Run(); err != nil {
@@ -290,7 +290,7 @@ func TestManyShortConnections(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				c.SetDeadline(time.Now().Add(30 * time.Second))
+				c.SetDeadline(time.Now().Add(time.Minute))
 				if sum, err := get(c, 20000, 1, nil); err != nil || sum != want {
 					t.Errorf("from %v: %v, sum %x: want %x", c.LocalAddr(), err, sum[:4], want[:4])
 				}
@@ -405,7 +405,7 @@ func TestSSH(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	timer := time.AfterFunc(2*time.Minute, func() { cmd.Process.Kill() })
+	timer := time.AfterFunc(5*time.Minute, func() { cmd.Process.Kill() })
 	defer timer.Stop()
 	c := &terminal{t, in, bufio.NewReader(out)}
 	c.say("PS1= PS2=; stty -echo; echo rea''dy", "ready")

@@ -24,7 +24,7 @@ import (
 
 const (
 	// patience bounds the end of a child process, which takes milliseconds.
-	patience = 5 * time.Second
+	patience = 20 * time.Second
 	// startTime bounds the start of all programs, which takes a second or two.
 	startTime = 20 * time.Second
 )

@@ -133,7 +133,7 @@ func echoes(to string, d time.Duration) (float64, error) {
 	}
 	n := 0
 	begin := time.Now()
-	for time.Since(begin) < d {
+	for n == 0 || time.Since(begin) < d {
 		if err := exchange(c, b); err != nil {
 			return 0, err
 		}
@@ -147,7 +147,7 @@ func connections(to string, d time.Duration) (float64, error) {
 	n := 0
 	b := make([]byte, echoSize)
 	begin := time.Now()
-	for time.Since(begin) < d {
+	for n == 0 || time.Since(begin) < d {
 		c, err := dial(to)
 		if err != nil {
 			return 0, err

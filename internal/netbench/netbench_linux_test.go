@@ -100,7 +100,7 @@ func TestInterrupted(t *testing.T) {
 	if _, err := Run(ctx, o); err != context.Canceled {
 		t.Errorf("got %v", err)
 	}
-	if took := time.Since(begin); took > 20*time.Second {
+	if took := time.Since(begin); took > time.Minute { // all rounds take many
 		t.Errorf("took %v to end", took)
 	}
 }

@@ -66,7 +66,7 @@ func start(t *testing.T, s setup) *cluster {
 	t.Helper()
 	s.Programs, s.App, s.AppUser = cmp.Or(s.Programs, os.Getenv(programsEnv)), []string{"service"}, appUID()
 	c := &cluster{t: t, files: make(map[int64][]byte)}
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 2*time.Minute, errors.New("e2e: the test has taken too long"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 4*time.Minute, errors.New("e2e: the test has taken too long"))
 	c.ctx = ctx
 	t.Cleanup(cancel)
 	var err error

@@ -195,7 +195,7 @@ func TestEvaluation(t *testing.T) {
 	}
 	build(t)
 	dir := t.TempDir()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program("ds"), "bench", "handoff", "--quick", "--json",
 		"--svg", filepath.Join(dir, "plots.svg"), "--markdown", filepath.Join(dir, "evaluation.md"))
@@ -212,8 +212,13 @@ func TestEvaluation(t *testing.T) {
 	if err := r.Check(); err != nil {
 		t.Error(err)
 	}
-	if len(r.Missing) != 1 || r.Missing[0].Name != "client_1000_conns_ms" { // too many for --quick
-		t.Errorf("missing are %+v", r.Missing)
+	if r.Has("client_1000_conns_ms") {
+		t.Error("a thousand connections are too many for --quick")
+	}
+	for _, m := range r.Missing {
+		if m.Name != "client_1000_conns_ms" && !stoodStill(errors.New(m.Why)) {
+			t.Errorf("missing is %+v", m)
+		}
 	}
 	for _, name := range []string{"plots.svg", "evaluation.md", "evaluation/queued.svg", "evaluation/loss.svg"} {
 		if s, err := os.Stat(filepath.Join(dir, name)); err != nil || s.Size() == 0 {

@@ -113,14 +113,15 @@ func openRing(link string) (*afpacket.TPacket, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A reader that does not come to its turn for a second misses nothing.
-	const block = 256 << 10
+	// A reader that does not come to its turn for five seconds misses nothing: each
+	// retire takes a block, however little is in it.
+	const block = 128 << 10
 	ring, err := afpacket.NewTPacket(
 		afpacket.SocketDgram,
 		afpacket.TPacketVersion3,
 		afpacket.OptFrameSize(block/2),
 		afpacket.OptBlockSize(block),
-		afpacket.OptNumBlocks(64),
+		afpacket.OptNumBlocks(256),
 		afpacket.OptBlockTimeout(retire),
 		afpacket.OptPollTimeout(quiet),
 	)

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/faketime"
 
 	"github.com/distributed-servers/ds/migrate"
 	"github.com/distributed-servers/ds/stack"
@@ -51,22 +53,28 @@ type node struct {
 	listener *stack.Listener
 	conn     *Conn
 	raw      *net.UnixConn
-	sent     func(p []byte) // called with what it sends
+	sent     atomic.Pointer[func(p []byte)] // called with what it sends
 }
 
-func newWorld(t *testing.T) *world {
+// watch has f called with what a node sends from now on.
+func (n *node) watch(f func(p []byte)) { n.sent.Store(&f) }
+
+func newWorld(t *testing.T) *world { return newWorldClock(t, nil) }
+
+// newWorldClock has the client go by a clock, nil: the one on the wall.
+func newWorldClock(t *testing.T, clock tcpip.Clock) *world {
 	t.Helper()
 	w := &world{t: t}
 	end, link := tuntest.Pair(mtu)
 	end.Out = func(p []byte) {
-		if p[40+13]&0x2 != 0 {
+		if isSYN(p) {
 			w.syns.Add(1)
 		}
 		link.Deliver(p)
 	}
 	w.link = link
 	var err error
-	if w.client, err = stack.New(stack.Config{Device: end, Addrs: []netip.Addr{clientAddr}}); err != nil {
+	if w.client, err = stack.New(stack.Config{Device: end, Addrs: []netip.Addr{clientAddr}, Clock: clock}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.client.Close() })
@@ -77,8 +85,8 @@ func newWorld(t *testing.T) *world {
 		t.Cleanup(func() { n.conn.Close() })
 		dev := link.Dup()
 		dev.Out = func(p []byte) {
-			if n.sent != nil {
-				n.sent(p)
+			if sent := n.sent.Load(); sent != nil {
+				(*sent)(p)
 			}
 			end.Deliver(p)
 		}
@@ -119,6 +127,9 @@ func (w *world) packet() []byte {
 	}
 	return p[:n]
 }
+
+// isSYN tells whether a packet begins a connection, or answers one that does.
+func isSYN(p []byte) bool { return p[40+13]&0x2 != 0 }
 
 // echo has no state of its own between its calls: what it has read it puts back into the
 // world when it cannot write any more, as it would save it with the connection.
@@ -335,14 +346,18 @@ func TestNothing(t *testing.T) {
 
 // What the donor has read, and not looked at, moves, too: nobody has to send it again.
 func TestLate(t *testing.T) {
-	w := newWorld(t)
+	w := newWorldClock(t, faketime.NewManualClock()) // which does not go on: nothing is sent again
 	w.say(w.dial(), "hello")
 	var c *stack.Conn
 	dialled := make(chan struct{})
 	w.syns.Store(0)
 	w.move(func() {
 		go func() { defer close(dialled); c = w.dial() }()
-		w.nodes[0].Arrive(w.packet())
+		for syn := false; !syn; { // there may be an acknowledgement before
+			p := w.packet()
+			syn = isSYN(p)
+			w.nodes[0].Arrive(p)
+		}
 	}, nil)
 	<-dialled
 	w.say(c, "hello")
@@ -439,7 +454,7 @@ func TestTargetFails(t *testing.T) {
 			w := newWorld(t)
 			c := w.dial()
 			w.say(c, "hello from 0")
-			w.nodes[1].sent = func(p []byte) { t.Errorf("the target has sent %x", p) }
+			w.nodes[1].watch(func(p []byte) { t.Errorf("the target has sent %x", p) })
 			over, failed := make(chan struct{}), make(chan error, 1)
 			go func() { failed <- tt.target(w, w.nodes[1], over) }()
 			err := w.nodes[0].give(nothing, []byte("state"))
@@ -486,11 +501,11 @@ func TestDonorDies(t *testing.T) {
 			w.say(c, "hello from 0")
 			live := i == cuts
 			if !live {
-				w.nodes[1].sent = func(p []byte) { t.Errorf("the target has sent %x", p) }
+				w.nodes[1].watch(func(p []byte) { t.Errorf("the target has sent %x", p) })
 			}
-			taken := make(chan error, 1)
+			taken, closed := make(chan error, 1), make(chan struct{})
 			go func() {
-				_, err := w.nodes[1].take(func(string) error { return nil })
+				_, err := w.nodes[1].take(func(string) error { <-closed; return nil })
 				taken <- err
 			}()
 			donor := w.nodes[0]
@@ -507,6 +522,7 @@ func TestDonorDies(t *testing.T) {
 			if live {
 				// What the target says when it serves can go nowhere.
 				donor.raw.Close()
+				close(closed)
 				if err := <-taken; !errors.Is(err, unix.EPIPE) {
 					t.Fatalf("the target says %v: want what Confirm does", err)
 				}
@@ -546,7 +562,7 @@ func TestTargetDiesLater(t *testing.T) {
 		})
 		taken <- err
 	}()
-	if err := w.nodes[0].give(func() { w.nodes[0].sent = func(p []byte) { t.Errorf("the donor has sent %x", p) } }, nil); err != nil {
+	if err := w.nodes[0].give(func() { w.nodes[0].watch(func(p []byte) { t.Errorf("the donor has sent %x", p) }) }, nil); err != nil {
 		t.Errorf("donor: %v: want nothing, the connections are not its own", err)
 	}
 	if err := <-taken; !errors.Is(err, errDead) {
@@ -576,9 +592,13 @@ func TestRehearsalInAHandshake(t *testing.T) {
 	defer cancel()
 	go w.client.DialContext(ctx, "tcp", netip.AddrPortFrom(serverAddr, 80).String())
 	answered := make(chan struct{}, 16)
-	w.nodes[0].sent = func([]byte) { answered <- struct{}{} }
+	w.nodes[0].watch(func(p []byte) {
+		if isSYN(p) {
+			answered <- struct{}{}
+		}
+	})
 	syn := w.packet()
-	for syn[40+13]&0x2 == 0 {
+	for !isSYN(syn) {
 		syn = w.packet()
 	}
 	w.nodes[0].Inject(syn)

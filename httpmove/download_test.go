@@ -215,16 +215,9 @@ func TestFinishedFirst(t *testing.T) {
 	if !errors.As(err, &he) || !errors.Is(err, ds.ErrRestless) || he.Committed || he.Stage != ds.StageDrain {
 		t.Fatalf("got %v, want ErrRestless", err)
 	}
+	w.servers["a"].Node.Patience = 10 * time.Second
 	moved := make(chan error, 1)
-	go func() {
-		for {
-			err := w.tryMove()
-			if !errors.Is(err, ds.ErrRestless) || w.ctx.Err() != nil {
-				moved <- err
-				return
-			}
-		}
-	}()
+	go func() { moved <- w.tryMove() }()
 	close(goOn)
 	if b, err := io.ReadAll(r.Body); err != nil || string(b) != "a" {
 		t.Errorf("%q, %v", b, err)

@@ -36,6 +36,9 @@ var (
 	}
 )
 
+// patience is how long a test waits for what must happen.
+const patience = 30 * time.Second
+
 func TestMain(m *testing.M) {
 	probe.Main()
 	os.Exit(m.Run())
@@ -159,7 +162,7 @@ func testPackets(t *testing.T, config tun.Config) {
 		if n, err := d.Write(p); n != len(p) || err != nil {
 			t.Fatal(n, err)
 		}
-		if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 			t.Fatal(err)
 		}
 		b := make([]byte, 10)
@@ -274,7 +277,7 @@ func TestQueues(t *testing.T) {
 			if err := d.WritePacket(q, tun.Offload{}, [][]byte{p[:40], p[40:48], nil, p[48:]}); err != nil {
 				t.Fatal(err)
 			}
-			if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 				t.Fatal(err)
 			}
 			b := make([]byte, 10)
@@ -282,7 +285,7 @@ func TestQueues(t *testing.T) {
 				t.Fatalf("queue %d: the kernel has %q, %v", q, b[:n], err)
 			}
 			send(t, conn, there, fmt.Sprint(q))
-			if err := d.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			if err := d.SetReadDeadline(time.Now().Add(patience)); err != nil {
 				t.Fatal(err)
 			}
 			if _, payload, err := nextUDP(d, q, there); err != nil || payload != fmt.Sprint(q) {
@@ -326,7 +329,7 @@ func TestChecksumIsLeftOut(t *testing.T) {
 	if err := d.WritePacket(0, tun.Offload{Partial: true, SumAt: 40, SumOffset: 6, HeaderSize: 48}, [][]byte{q}); err != nil {
 		t.Fatal(err)
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	b := make([]byte, 10)

@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/faketime"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
@@ -16,7 +15,8 @@ import (
 )
 
 // ackWorld is a client without offloads, which acknowledges at once, and a server
-// with, whose packets it keeps. Time stands still but for its timers.
+// with, whose packets it keeps. Time stands still but for the server's timers: the client
+// sends nothing again because its acknowledgement is late.
 type ackWorld struct {
 	client, server *stack.Stack
 	clock          *faketime.ManualClock
@@ -49,7 +49,7 @@ func newAckWorld(t *testing.T) *ackWorld {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.server.Close() })
-	if w.client, err = stack.New(stack.Config{Device: cd, Addrs: []netip.Addr{client6, client4}, Clock: tcpip.NewStdClock()}); err != nil {
+	if w.client, err = stack.New(stack.Config{Device: cd, Addrs: []netip.Addr{client6, client4}, Clock: faketime.NewManualClock()}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.client.Close() })

@@ -70,8 +70,7 @@ func TestHoldOutbound(t *testing.T) {
 				client, server := newNodes(t, nil)
 				c, s := connect(t, client.Stack, server.Stack, addr)
 				pingPong(t, c, s)
-				client.dev.settle(t)
-				server.dev.settle(t)
+				quiet(t, client, server)
 				h, err := hold(server, s)
 				h = mustHold(t, h, err)
 				_, before := server.dev.counts()
@@ -95,8 +94,7 @@ func TestHoldOrder(t *testing.T) {
 	client, server := newNodes(t, nil)
 	c, s := connect(t, client.Stack, server.Stack, server6)
 	pingPong(t, c, s)
-	client.dev.settle(t)
-	server.dev.settle(t)
+	quiet(t, client, server)
 	h, err := server.HoldConn(s.Tuple())
 	h = mustHold(t, h, err)
 	before, _ := server.dev.counts()
@@ -128,8 +126,7 @@ func TestHoldCopy(t *testing.T) {
 	client, server := newNodes(t, nil)
 	c, s := connect(t, client.Stack, server.Stack, server6)
 	pingPong(t, c, s)
-	client.dev.settle(t)
-	server.dev.settle(t)
+	quiet(t, client, server)
 	h, err := server.HoldClient(client6)
 	h = mustHold(t, h, err)
 	before, _ := server.dev.counts()
@@ -191,8 +188,7 @@ func TestReleaseOrderOutbound(t *testing.T) {
 	client, server := newNodes(t, nil)
 	c, s := connect(t, client.Stack, server.Stack, server6)
 	pingPong(t, c, s)
-	client.dev.settle(t)
-	server.dev.settle(t)
+	quiet(t, client, server)
 	h, err := server.HoldClient(client6)
 	h = mustHold(t, h, err)
 	_, before := server.dev.counts()
@@ -218,8 +214,7 @@ func TestHoldLimit(t *testing.T) {
 	client, server := newNodes(t, func(_, s *stack.Config) { s.HoldLimit = limit })
 	c, s := connect(t, client.Stack, server.Stack, server6)
 	pingPong(t, c, s)
-	client.dev.settle(t)
-	server.dev.settle(t)
+	quiet(t, client, server)
 	h, err := server.HoldConn(s.Tuple())
 	h = mustHold(t, h, err)
 	const n = 100_000
@@ -461,7 +456,10 @@ func TestForward(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			bothFamilies(t, func(t *testing.T, addr, _ netip.Addr) {
 				clock := faketime.NewManualClock()
-				client, server := newNodes(t, func(_, s *stack.Config) { s.Clock = clock })
+				client, server := newNodes(t, func(c, s *stack.Config) {
+					s.Clock = clock
+					c.Clock = faketime.NewManualClock() // the client sends nothing again
+				})
 				l, err := server.Listen("tcp", netip.AddrPortFrom(addr, 443).String())
 				if err != nil {
 					t.Fatal(err)
@@ -475,8 +473,7 @@ func TestForward(t *testing.T) {
 					t.Fatal(err)
 				}
 				pingPong(t, c, s)
-				client.dev.settle(t)
-				server.dev.settle(t)
+				quiet(t, client, server)
 
 				h, err := hold(server, s)
 				h = mustHold(t, h, err)
@@ -588,8 +585,7 @@ func TestForwardOutbound(t *testing.T) {
 	client, server := newNodes(t, nil)
 	c, s := connect(t, client.Stack, server.Stack, server6)
 	pingPong(t, c, s)
-	client.dev.settle(t)
-	server.dev.settle(t)
+	quiet(t, client, server)
 	h, err := server.HoldConn(s.Tuple())
 	h = mustHold(t, h, err)
 	_, before := server.dev.counts()

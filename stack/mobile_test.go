@@ -268,6 +268,7 @@ func TestMobile(t *testing.T) {
 	}
 	pingPong(t, c, s)
 	transfer(t, c, s, 0, 1<<20)
+	quiet(t, w.client, w.nodes[0]) // the last acknowledgements go the same way
 	seen, _, _, largest := w.counts()
 	if seen[0].optimised != 0 || seen[0].tunnelled == 0 || !full(largest, 1500) {
 		t.Errorf("unbound: %+v, largest %d", seen, largest)
@@ -279,6 +280,7 @@ func TestMobile(t *testing.T) {
 		t.Error("Bound is wrong")
 	}
 	transfer(t, c, s, 5, 1<<20)
+	quiet(t, w.client, w.nodes[0])
 	bound, _, refused, largest := w.counts()
 	if bound[0].optimised == 0 || bound[0].tunnelled != seen[0].tunnelled || refused != 0 || largest > 1500 {
 		t.Errorf("bound: %+v, %d refused, largest %d", bound, refused, largest)
@@ -457,10 +459,11 @@ func TestAnswerNew(t *testing.T) {
 	tunnel := func(from netip.Addr, p []byte) []byte { return packet6(from, careOf[0], 41, p) }
 	check := func(what string, p []byte, away bool) {
 		t.Helper()
+		quiet(t, w.client, w.nodes[0]) // of what was answered, the client knows nothing
 		before, sent := forwarded.Load(), 0
 		_, sent = d.counts()
 		d.arrive(p)
-		d.settle(t)
+		quiet(t, w.client, w.nodes[0])
 		if got := forwarded.Load() != before; got != away {
 			t.Errorf("%s: %t that it was sent on", what, got)
 		}
@@ -496,7 +499,7 @@ func TestAnswerNew(t *testing.T) {
 	again, err := w.nodes[0].HoldClient(client6)
 	again = mustHold(t, again, err)
 	d.arrive(tunnel(homeAgent, first(5)))
-	d.settle(t)
+	quiet(t, w.client, w.nodes[0])
 	before := forwarded.Load()
 	again.Undo()
 	if forwarded.Load() != before {
@@ -598,8 +601,14 @@ func TestSmallPathMTU(t *testing.T) {
 	_, from := server.dev.counts()
 	mustSend(t, s, 0, 10_000)
 	mustReceive(t, c, 0, 10_000)
-	if sent := server.dev.sent(from); len(sent) > 10 {
-		t.Errorf("%d packets for 10,000 octets", len(sent))
+	segments := make(map[uint32]bool) // by where they are: one may be sent again
+	for _, p := range server.dev.sent(from) {
+		if hasData(p) {
+			segments[segmentOf(p).SequenceNumber()] = true
+		}
+	}
+	if len(segments) > 10 {
+		t.Errorf("%d segments for 10,000 octets", len(segments))
 	}
 }
 

@@ -355,13 +355,8 @@ func TestControlsPassWrite(t *testing.T) {
 		// A Write that waits has the lock that serialises writers.
 		errs := make(chan error, 1)
 		go func() { errs <- call(s) }()
-		select {
-		case err := <-errs:
-			if err != nil {
-				t.Errorf("%s: %v", name, err)
-			}
-		case <-time.After(time.Second):
-			t.Errorf("%s waits for a Write that waits", name)
+		if err := result(t, name+", which waits for a Write that waits", errs); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 		s.BlockWrites(false)
 		if err := result(t, "Write", done); err != nil {

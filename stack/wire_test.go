@@ -20,7 +20,7 @@ import (
 
 // patience is how long a test waits for what must happen. Nothing takes that
 // long; it only ends tests that fail.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // node is a stack and the device under it, which remembers what passed.
 //
@@ -108,6 +108,29 @@ func (d *device) wait(t testing.TB, what string, ok func() bool) {
 func (d *device) settle(t testing.TB) {
 	t.Helper()
 	d.wait(t, "silence", func() bool { return d.processed == d.arrived })
+}
+
+// quiet returns when the stacks have done, too, what follows from what has arrived: the
+// acknowledgement of what an application has read may come after it, from a goroutine
+// of netstack's.
+func quiet(t testing.TB, nodes ...node) {
+	t.Helper()
+	arrived := func() (all int) {
+		for _, n := range nodes {
+			n.dev.mu.Lock()
+			all += n.dev.arrived
+			n.dev.mu.Unlock()
+		}
+		return all
+	}
+	for before := -1; before != arrived(); {
+		before = arrived()
+		for _, n := range nodes {
+			n.dev.settle(t)
+			n.Netstack().Pause() // what has arrived is processed when this returns
+			n.Netstack().Resume()
+		}
+	}
 }
 
 // sent returns the packets written from number n on.

@@ -180,6 +180,7 @@ func (h *handoff) begin(ctx context.Context) (before *handoff, err error) {
 
 // run goes through the stages. It returns the one that failed, and why.
 func (h *handoff) run(ctx context.Context) (Stage, error) {
+	begin := time.Now() // of a stage, which is the end of the one before: together they are the whole time
 	for _, s := range [...]struct {
 		stage Stage
 		do    func(context.Context) error
@@ -192,11 +193,12 @@ func (h *handoff) run(ctx context.Context) (Stage, error) {
 		// who has the client. ━━━
 		{StageTransfer, h.transfer},
 	} {
-		begin := time.Now()
 		if err := s.do(ctx); err != nil {
 			return s.stage, err
 		}
-		h.lap(s.stage, time.Since(begin))
+		now := time.Now()
+		h.lap(s.stage, now.Sub(begin))
+		begin = now
 	}
 	h.report.Stages[len(h.report.Stages)-1].Duration -= h.released
 	h.lap(StageRelease, h.released)

@@ -131,10 +131,12 @@ func TestAwayAndAnew(t *testing.T) {
 			}
 			for owner := ""; owner != "c"; runtime.Gosched() { // as far as the contact knows
 				clients, err := w.nodes["a"].Clients(t.Context())
-				if err != nil || len(clients) != 1 {
+				if err != nil || len(clients) > 1 {
 					t.Fatal(clients, err)
 				}
-				owner = clients[0].Owner
+				if len(clients) == 1 { // b has told that it is gone there, perhaps before c that it has it
+					owner = clients[0].Owner
+				}
 			}
 			w.cluster.SetApart("b", "c", false)
 			for w.cluster.Settled() != nil {

@@ -172,7 +172,7 @@ func TestNothingLeft(t *testing.T) {
 		}
 		return nil
 	}
-	for end := time.Now().Add(10 * time.Second); ours() != nil; runtime.Gosched() {
+	for end := time.Now().Add(30 * time.Second); ours() != nil; runtime.Gosched() {
 		if time.Now().After(end) {
 			t.Fatalf("left:\n%s", ours())
 		}

@@ -159,6 +159,7 @@ func TestMoveInWrite(t *testing.T) {
 	for _, n := range nodes {
 		defer n.Close()
 		n.MoveInWrite = true
+		n.Patience = time.Minute // a busy machine is no fault
 		hl, err := n.ListenHandoff()
 		if err != nil {
 			t.Fatal(err)

@@ -839,7 +839,7 @@ func TestFaultStraggler(t *testing.T) {
 			if err := send(p.client, p.octets, 1000); err != nil {
 				t.Fatal(err)
 			}
-			if err := p.server.SetReadDeadline(time.Now().Add(3 * time.Second)); err != nil {
+			if err := p.server.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 				t.Fatal(err)
 			}
 			if err := receive(p.server, p.octets, 1000); err != nil {
@@ -1156,6 +1156,7 @@ func TestFaultDrain(t *testing.T) {
 			t.Fatal(err)
 		}
 		soon(t, "Drain", func() { <-drained }) // with or without an error: it has ended
+		waitState(t, p.server, tcp.StateError) // the reset may come after the last acknowledgement
 		wantErr(t, d.Freeze(), migrate.ErrEnded, p.server.Tuple().String())
 		d.Thaw() // writes go on, and fail
 		soon(t, "the writer", func() {

@@ -114,7 +114,7 @@ func TestStoryOffload(t *testing.T) {
 		}
 		// Some traffic between the moves.
 		before := to.Netstack().Stats().TCP.ValidSegmentsReceived.Value()
-		for deadline := time.Now().Add(10 * time.Second); len(errs) == 0 && to.Netstack().Stats().TCP.ValidSegmentsReceived.Value() < before+20; time.Sleep(100 * time.Microsecond) {
+		for deadline := time.Now().Add(30 * time.Second); len(errs) == 0 && to.Netstack().Stats().TCP.ValidSegmentsReceived.Value() < before+20; time.Sleep(100 * time.Microsecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("move %d: nothing arrives any more", i)
 			}

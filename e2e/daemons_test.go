@@ -96,6 +96,9 @@ func (c *cluster) handoff(d *server, cl *client, to *node) (h *api.Handoff) {
 		if err != nil && !stoodStill(err) {
 			c.t.Fatalf("handoff of %s from %s to %s: %v", cl.Name(), from.Name(), to.Name(), err)
 		}
+		if err != nil {
+			c.t.Logf("once more: handoff of %s from %s to %s: %v", cl.Name(), from.Name(), to.Name(), err)
+		}
 		return err == nil, err
 	})
 	return h

@@ -141,8 +141,12 @@ func datagrams(t *testing.T, w *network, count, size int, interval time.Duration
 
 // eventually waits until something is so.
 func eventually(what string, ok func() bool) error {
-	for deadline := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
+	deadline, look := time.After(patience), time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for !ok() {
+		select {
+		case <-look.C:
+		case <-deadline:
 			return fmt.Errorf("not so after %v: %s", patience, what)
 		}
 	}

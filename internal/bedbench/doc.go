@@ -25,6 +25,10 @@
 // The handoff within a machine is from one process to another that has the same TUN
 // (local_linux.go), since a node has one application at a time.
 //
-// Everything is on one machine: hosts are network namespaces, links have no
-// delay, and all programs share its processors.
+// Everything is on one machine: hosts are network namespaces, and links have no delay.
+// The programs of a node have processors of their own in [Evaluate], as those of a
+// machine have: of two processors a donor has the one, its target the other. All else
+// shares them, and so does what the kernel does for other hosts, which it counts as of
+// the program that sent to them. In [Run] all programs have all processors, as the
+// kernel's own TCP has that they are compared with.
 package bedbench

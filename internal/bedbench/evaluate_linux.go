@@ -118,7 +118,7 @@ func (e *evaluator) miss(why string, names ...string) {
 func (e *evaluator) inBed(clients, optimised int, links impair.Settings, do func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) (err error) {
 		o := e.Options
-		bed, err := testbed.New(testbed.Setup{Programs: o.Programs, App: append([]string{"ds"}, o.App...), Clients: clients, Links: links})
+		bed, err := testbed.New(testbed.Setup{Programs: o.Programs, App: append([]string{"ds"}, o.App...), Clients: clients, Links: links, Apart: true})
 		if err != nil {
 			return err
 		}

@@ -61,8 +61,10 @@ Hosts are network namespaces on one machine, and links are pairs of interfaces, 
 go through this program where they have delay or loss. All programs are the real
 ones: dsco as home agent, as node and as correspondent, an application that answers, both
 with the timer slack that systemd's units give them ([operate.md](operate.md)), and clients
-with the kernel's TCP.
-All share the machine's processors.
+with the kernel's TCP. The programs of a node have processors of their own, as a machine's
+have: of two processors the donor has one, the target the other. All else shares them,
+and what the kernel does for the hosts of clients, and for the router, counts as done by the
+program that has sent to them.
 `)
 	d.put("%s", `
 ## What the client sees (figure 4)

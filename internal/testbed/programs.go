@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/internal/netns/topology"
 	"github.com/distributed-servers/ds/internal/testcert"
@@ -156,19 +158,19 @@ func (b *Bed) StartDaemons(ctx context.Context, optimised ...int) error {
 
 // StartHomeAgent starts the home agent.
 func (b *Bed) StartHomeAgent(ctx context.Context) (err error) {
-	b.HomeAgent, err = b.daemon(ctx, b.Home, "home-agent", b.HomeConfig)
+	b.HomeAgent, err = b.daemon(ctx, b.Home, "home-agent", b.HomeConfig, nil)
 	return err
 }
 
 // StartDaemon starts a node's daemon.
 func (n *Node) StartDaemon(ctx context.Context) (err error) {
-	n.Daemon, err = n.bed.daemon(ctx, n.Host, "node", n.Config)
+	n.Daemon, err = n.bed.daemon(ctx, n.Host, "node", n.Config, n.processors)
 	return err
 }
 
 // StartCorrespondent makes the client a correspondent.
 func (c *Client) StartCorrespondent(ctx context.Context) (err error) {
-	c.Correspondent, err = c.bed.daemon(ctx, c.Host, "correspondent", c.bed.Config(c.Name()))
+	c.Correspondent, err = c.bed.daemon(ctx, c.Host, "correspondent", c.bed.Config(c.Name()), nil)
 	return err
 }
 
@@ -183,7 +185,7 @@ func (b *Bed) Launch(cmd *topology.Cmd) (*topology.Process, error) {
 
 // daemon starts dsco in a role and waits until it says that it is ready, as
 // systemd does (sd_notify).
-func (b *Bed) daemon(ctx context.Context, h *topology.Host, role, config string) (*topology.Process, error) {
+func (b *Bed) daemon(ctx context.Context, h *topology.Host, role, config string, processors *unix.CPUSet) (*topology.Process, error) {
 	name := filepath.Join(b.Dir, h.Name()+".notify")
 	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
 	if err != nil {
@@ -193,7 +195,7 @@ func (b *Bed) daemon(ctx context.Context, h *topology.Host, role, config string)
 	defer notify.Close()
 	cmd := h.Command(context.Background(), filepath.Join(b.Setup.Programs, "dsco"), role, "--config", config)
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+name)
-	cmd.TimerSlack = TimerSlack
+	cmd.TimerSlack, cmd.Processors = TimerSlack, processors
 	p, err := b.Launch(cmd)
 	if err != nil {
 		return nil, fmt.Errorf("testbed: %w", err)
@@ -222,7 +224,7 @@ func (n *Node) StartApp(ctx context.Context, d *Server) error {
 	if uid := uint32(s.AppUser); uid != 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	}
-	cmd.TimerSlack = TimerSlack
+	cmd.TimerSlack, cmd.Processors = TimerSlack, n.processors
 	p, err := n.bed.Launch(cmd)
 	if err != nil {
 		return fmt.Errorf("testbed: %w", err)

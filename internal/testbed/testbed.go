@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/distributed-servers/ds/daemon/api"
 	"github.com/distributed-servers/ds/internal/impair"
 	"github.com/distributed-servers/ds/internal/netns/topology"
@@ -32,6 +34,10 @@ type Setup struct {
 	HomeLink bool // they are on the home agent's link, instead of routed to it
 
 	UserSpace bool // kernel_tunnels = false, kernel_headers = false
+
+	// Apart gives each node's programs processors of their own, as a machine's have. Where
+	// there are fewer than nodes, some share one.
+	Apart bool
 
 	// Links are the clients', in both directions. Zero: pairs of interfaces.
 	Links impair.Settings
@@ -77,6 +83,8 @@ type Node struct {
 
 	Daemon *topology.Process
 	Apps   []*topology.Process // by server
+
+	processors *unix.CPUSet // of its programs; nil: all that there are
 }
 
 // Server is a distributed server.
@@ -85,6 +93,8 @@ type Server struct {
 	Addr   netip.Prefix
 	Key    string // file
 }
+
+var nodeNames = []string{"a", "b", "c"}
 
 // Networks, and the home agent's address.
 var (
@@ -152,7 +162,7 @@ func (b *Bed) build() (err error) {
 			return err
 		}
 	}
-	for _, name := range []string{"a", "b", "c"} {
+	for _, name := range nodeNames {
 		if err := b.addNode(sw, name); err != nil {
 			return err
 		}
@@ -200,6 +210,13 @@ func (b *Bed) addNode(sw *topology.Switch, name string) (err error) {
 	n := &Node{bed: b, Addr: At(ServerNet, "::"+name), Socket: filepath.Join(b.Dir, name+".sock"), Apps: make([]*topology.Process, b.Setup.Servers)}
 	n.Config = b.Config(name)
 	n.API = &api.Client{Socket: n.Socket}
+	if b.Setup.Apart {
+		var all unix.CPUSet
+		if err := unix.SchedGetaffinity(0, &all); err != nil {
+			return fmt.Errorf("processors: %w", err)
+		}
+		n.processors = share(all, len(b.Nodes), len(nodeNames))
+	}
 	if n.Host, err = b.Host(name); err != nil {
 		return err
 	}
@@ -208,6 +225,21 @@ func (b *Bed) addNode(sw *topology.Switch, name string) (err error) {
 	}
 	b.Nodes = append(b.Nodes, n)
 	return n.Route(Everywhere, At(ServerNet, "::1"))
+}
+
+// share is a node's share of processors, by its number. Where there are fewer than nodes,
+// those that follow each other have different ones.
+func share(all unix.CPUSet, node, nodes int) *unix.CPUSet {
+	own, shares := new(unix.CPUSet), min(nodes, all.Count())
+	for cpu, n := 0, 0; n < all.Count(); cpu++ {
+		if all.IsSet(cpu) {
+			if n%shares == node%shares {
+				own.Set(cpu)
+			}
+			n++
+		}
+	}
+	return own
 }
 
 // CareOf is the node's care-of address for a server.

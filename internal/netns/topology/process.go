@@ -26,6 +26,9 @@ type Cmd struct {
 	// TimerSlack is how late timers of the program may be: TimerSlackNSec= of a systemd
 	// unit. 0: as those of this process.
 	TimerSlack time.Duration
+
+	// Processors are those that the program may run on. Nil: those of this process.
+	Processors *unix.CPUSet
 }
 
 // Command is [exec.CommandContext] in the host.
@@ -51,6 +54,17 @@ func (c *Cmd) Start() error {
 				return fmt.Errorf("timer slack: %w", err)
 			}
 			defer unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0)
+		}
+		if c.Processors != nil { // these too
+			var before unix.CPUSet
+			err := unix.SchedGetaffinity(0, &before)
+			if err == nil {
+				err = unix.SchedSetaffinity(0, c.Processors)
+			}
+			if err != nil {
+				return fmt.Errorf("processors of the program: %w", err)
+			}
+			defer unix.SchedSetaffinity(0, &before)
 		}
 		return c.Cmd.Start()
 	})

@@ -99,9 +99,10 @@ type flow struct {
 	ended  chan error
 }
 
-// download begins one, of the route optimised client, from the last node.
+// download begins one, of the route optimised client, from the node after the contact: of
+// two processors it has the other.
 func (e *evaluator) download(ctx context.Context) (*flow, error) {
-	client, node := e.bed.Clients[mobile], e.bed.Nodes[2]
+	client, node := e.bed.Clients[mobile], e.bed.Nodes[1]
 	conn, err := client.Dial("tcp", e.target())
 	if err != nil {
 		return nil, err

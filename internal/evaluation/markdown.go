@@ -93,7 +93,7 @@ figures are for one connection at a time.
 
 `+"`drain_10000_clients_s`"+` is `+"`ds drain`"+` of a node with 10 000 clients, relayed, with a
 connection each, to the two other nodes; `+"`drain_bulk_kept`"+` is which part of its rate
-a download of another client, from another node, keeps meanwhile.
+a download of another client, from one of these, keeps meanwhile.
 `)
 	d.table(r, "", "client_1000_conns_ms", "drain_10000_clients_s", "drain_bulk_kept")
 	for i := range Curves {

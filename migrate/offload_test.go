@@ -161,7 +161,7 @@ func echoPattern(present *atomic.Pointer[stack.Conn]) error {
 	for {
 		n, err := onPresent(present, func(c *stack.Conn) (int, error) { return c.Read(b) })
 		if err == io.EOF {
-			_, err = onPresent(present, func(c *stack.Conn) (int, error) { return 1, c.CloseWrite() })
+			_, err = onPresent(present, func(c *stack.Conn) (int, error) { return 0, c.CloseWrite() })
 			return err
 		}
 		if err != nil {

@@ -112,7 +112,7 @@ func TestContactTakeover(t *testing.T) {
 				for i, p := range pulses {
 					longest := p.end(c)
 					t.Logf("%s waits %v at most", c.clients[i].Name(), longest)
-					if longest > patience { // milliseconds, but not where the machine stands still
+					if longest > 5*time.Second { // milliseconds, but not where the machine stands still
 						t.Errorf("%s: a line has taken %v", c.clients[i].Name(), longest)
 					}
 				}

@@ -120,7 +120,6 @@ func (t *Target) Activate() ([]*stack.Conn, error) {
 	}
 	// ━━━ Point of no return: from here on this process has the connections. ━━━
 	conns, err := t.target.Activate(t.late...)
-	t.word.close()
 	t.target = nil
 	return conns, failed("activate", err)
 }
@@ -128,6 +127,7 @@ func (t *Target) Activate() ([]*stack.Conn, error) {
 // Confirm tells the donor that this process serves. It waits for a moment before.
 func (t *Target) Confirm() error {
 	time.Sleep(confirmAfter)
+	t.word.close() // which was not urgent: whoever unmaps memory waits for all processors
 	return failed("confirm", t.conn.send(kindActive, nil))
 }
 

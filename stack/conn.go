@@ -255,6 +255,7 @@ func (c *Conn) readOnce() tcpip.Error {
 // Up to [MaxWhole] octets are taken all or none, so that a Write that waits for room
 // has taken nothing: see [Conn.Rest].
 func (c *Conn) Write(b []byte) (n int, err error) {
+	makeRoom()
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
 	for first := true; first || n < len(b); first = false {

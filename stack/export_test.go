@@ -10,6 +10,8 @@ const (
 	OffloadSegments = offloadSegments
 )
 
+var MakeRoom = makeRoom
+
 // SetSuperSegments lets connections made from now on build packets of n
 // segments for the link to cut up, 0: none.
 func (s *Stack) SetSuperSegments(n int) {

@@ -27,7 +27,8 @@ import (
 
 // This file is the handoff within a machine: from one process to another, without
 // daemon, as for an upgrade of the program (examples/hotswap does it in full). Both
-// have the TUN, and one of them reads from it.
+// have the TUN, and one of them reads from it. Each has processors of its own, as nodes
+// have.
 //
 //	client's kernel TCP ── TUN ─┬─ worker a ──┐ package handover
 //	                            └─ worker b ──┘
@@ -145,6 +146,9 @@ func (e *evaluator) startLocal(ctx context.Context, h *topology.Host, i int, dev
 	args := append(slices.Clone(e.Local), fmt.Sprint(i))
 	cmd := h.Command(context.Background(), filepath.Join(e.Programs, "ds"), args...)
 	cmd.TimerSlack = testbed.TimerSlack
+	if cmd.Processors, err = topology.Share(i, 2); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
 	cmd.Stdin, cmd.ExtraFiles = r, []*os.File{device, other}
 	p, err := cmd.Background()
 	if err != nil {

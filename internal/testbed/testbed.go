@@ -211,11 +211,9 @@ func (b *Bed) addNode(sw *topology.Switch, name string) (err error) {
 	n.Config = b.Config(name)
 	n.API = &api.Client{Socket: n.Socket}
 	if b.Setup.Apart {
-		var all unix.CPUSet
-		if err := unix.SchedGetaffinity(0, &all); err != nil {
-			return fmt.Errorf("processors: %w", err)
+		if n.processors, err = topology.Share(len(b.Nodes), len(nodeNames)); err != nil {
+			return err
 		}
-		n.processors = share(all, len(b.Nodes), len(nodeNames))
 	}
 	if n.Host, err = b.Host(name); err != nil {
 		return err
@@ -225,21 +223,6 @@ func (b *Bed) addNode(sw *topology.Switch, name string) (err error) {
 	}
 	b.Nodes = append(b.Nodes, n)
 	return n.Route(Everywhere, At(ServerNet, "::1"))
-}
-
-// share is a node's share of processors, by its number. Where there are fewer than nodes,
-// those that follow each other have different ones.
-func share(all unix.CPUSet, node, nodes int) *unix.CPUSet {
-	own, shares := new(unix.CPUSet), min(nodes, all.Count())
-	for cpu, n := 0, 0; n < all.Count(); cpu++ {
-		if all.IsSet(cpu) {
-			if n%shares == node%shares {
-				own.Set(cpu)
-			}
-			n++
-		}
-	}
-	return own
 }
 
 // CareOf is the node's care-of address for a server.

@@ -31,6 +31,30 @@ type Cmd struct {
 	Processors *unix.CPUSet
 }
 
+// Share are the processors of a program that is one of n, by its number, when each is to
+// have its own of those that this process may run on. Where there are fewer than
+// programs, those that follow each other have different ones.
+func Share(number, n int) (*unix.CPUSet, error) {
+	var all unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		return nil, fmt.Errorf("processors: %w", err)
+	}
+	return share(all, number, n), nil
+}
+
+func share(all unix.CPUSet, number, n int) *unix.CPUSet {
+	own, shares := new(unix.CPUSet), min(n, all.Count())
+	for cpu, i := 0, 0; i < all.Count(); cpu++ {
+		if all.IsSet(cpu) {
+			if i%shares == number%shares {
+				own.Set(cpu)
+			}
+			i++
+		}
+	}
+	return own
+}
+
 // Command is [exec.CommandContext] in the host.
 func (h *Host) Command(ctx context.Context, name string, arg ...string) *Cmd {
 	cmd := exec.CommandContext(ctx, name, arg...)

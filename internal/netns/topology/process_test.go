@@ -1,4 +1,6 @@
-package testbed
+//go:build linux
+
+package topology
 
 import (
 	"fmt"
@@ -10,7 +12,7 @@ import (
 func TestShare(t *testing.T) {
 	for _, tt := range []struct {
 		all  []int
-		want string // of three nodes
+		want string // of three programs
 	}{
 		{[]int{5}, "[5] [5] [5]"},
 		{[]int{0, 3}, "[0] [3] [0]"},
@@ -22,11 +24,11 @@ func TestShare(t *testing.T) {
 			all.Set(cpu)
 		}
 		var got [3][]int
-		for node := range got {
-			own := share(all, node, len(got))
+		for i := range got {
+			own := share(all, i, len(got))
 			for cpu := range 100 {
 				if own.IsSet(cpu) {
-					got[node] = append(got[node], cpu)
+					got[i] = append(got[i], cpu)
 				}
 			}
 		}

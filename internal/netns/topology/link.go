@@ -5,6 +5,7 @@ package topology
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"slices"
@@ -66,6 +67,14 @@ func (n *Net) Switch(name string) (*Switch, error) {
 		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName}, MulticastSnooping: &snoop}
 		if err := netlink.LinkAdd(bridge); err != nil {
 			return err
+		}
+		// It looks at frames: what is in them, and which rules the machine has for that,
+		// is no matter of its. Without br_netfilter there is nothing to switch off.
+		for _, family := range []string{"ip", "ip6"} {
+			err := writeSysctl("net/bridge/bridge-nf-call-"+family+"tables", "0")
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
 		}
 		return netlink.LinkSetUp(bridge)
 	})

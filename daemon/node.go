@@ -440,11 +440,16 @@ func (f *fromPeers) Down(name string, err error) {
 
 func (f *fromPeers) Received(name string, frames [][]byte) {
 	n := (*Node)(f)
+	room := peerMessages.Get().(*[]member.Message)
+	if len(*room) < len(frames) {
+		*room = make([]member.Message, len(frames))
+	}
+	messages := (*room)[:len(frames)]
 	var in []member.Input // of one server, in a row
 	var of *service
-	for _, frame := range frames {
-		m, err := member.Parse(frame)
-		if err != nil {
+	for i, frame := range frames {
+		m := &messages[i]
+		if err := m.Read(frame); err != nil {
 			n.log.Warn("a message of another node makes no sense", "node", name, "err", err)
 			continue
 		}
@@ -462,7 +467,12 @@ func (f *fromPeers) Received(name string, frames [][]byte) {
 	if of != nil {
 		of.step(in...)
 	}
+	clear(messages) // and what they refer to
+	peerMessages.Put(room)
 }
+
+// peerMessages are what others have sent, for what they will.
+var peerMessages = sync.Pool{New: func() any { return new([]member.Message) }}
 
 // admit looks up who may attach to which server.
 func (n *Node) admit(cfg *config.Config) error {

@@ -116,6 +116,7 @@ func (s *service) stepLocked(in ...member.Input) {
 	}
 	s.session.send(out.App...)
 	s.n.toPeers(out.Peers)
+	s.member.Recycle(out)
 	for _, e := range out.Events {
 		s.publish(api.Event{Kind: e.Kind, Client: e.Client, Node: e.Node, Epoch: e.Epoch, Detail: e.Detail})
 	}

@@ -93,8 +93,13 @@ func (n *Node) Attach(ctx context.Context, dsa netip.Addr, who server.Cred, conn
 	defer a.decisions.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	var in []member.Input
+	var messages []*api.Message // those of in, and others for what comes
 	for {
-		m, err := conn.Receive()
+		if len(messages) == len(in) {
+			messages = append(messages, new(api.Message))
+		}
+		m := messages[len(in)]
+		err := conn.ReceiveTo(m)
 		if err == nil {
 			in = append(in, member.App{Message: m})
 			if conn.Ready() && len(in) < maxBurst {
@@ -103,7 +108,9 @@ func (n *Node) Attach(ctx context.Context, dsa netip.Addr, who server.Cred, conn
 		}
 		if len(in) > 0 {
 			s.step(in...)
-			clear(in)
+			for _, m := range messages[:len(in)] {
+				*m = api.Message{} // and what it refers to
+			}
 			in = in[:0]
 		}
 		switch {

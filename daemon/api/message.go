@@ -291,19 +291,25 @@ func (m *Message) size() int {
 // what has arrived, not with what the length says. The error is that of r
 // (io.EOF between messages), or [ErrMessage].
 func ReadMessage(r io.Reader) (*Message, error) {
-	body, err := framing.Next(r, MaxMessage)
-	switch {
-	case errors.Is(err, framing.ErrTooLong):
-		return nil, fmt.Errorf("%w: %w", ErrMessage, err)
-	case err != nil:
-		return nil, err
-	}
 	m := new(Message)
-	if err := decoding.Unmarshal(body, m); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrMessage, err)
-	}
-	if err := m.check(); err != nil {
+	if err := m.read(r); err != nil {
 		return nil, err
 	}
 	return m, nil
+}
+
+// read is ReadMessage into m, whatever that was before.
+func (m *Message) read(r io.Reader) error {
+	*m = Message{}
+	body, err := framing.Next(r, MaxMessage)
+	switch {
+	case errors.Is(err, framing.ErrTooLong):
+		return fmt.Errorf("%w: %w", ErrMessage, err)
+	case err != nil:
+		return err
+	}
+	if err := decoding.Unmarshal(body, m); err != nil {
+		return fmt.Errorf("%w: %w", ErrMessage, err)
+	}
+	return m.check()
 }

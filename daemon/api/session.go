@@ -117,7 +117,16 @@ func newSession(conn *net.UnixConn, r *bufio.Reader, e end) *Session {
 // makes no sense, or that is not the other end's to send, is [ErrMessage], and
 // ends the session.
 func (s *Session) Receive() (*Message, error) {
-	m, err := ReadMessage(s.r)
+	m := new(Message)
+	if err := s.ReceiveTo(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// ReceiveTo is Receive into m, whatever that was before.
+func (s *Session) ReceiveTo(m *Message) error {
+	err := m.read(s.r)
 	switch {
 	case err == nil && rules[m.Kind].from&(either-s.end) == 0:
 		err = fmt.Errorf("%w: %s from the %s", ErrMessage, m.Kind, either-s.end)
@@ -128,12 +137,12 @@ func (s *Session) Receive() (*Message, error) {
 		}
 		if err == nil {
 			killpoint.Here("session received", m.Kind)
-			return m, nil
+			return nil
 		}
 	case errors.Is(err, syscall.ECONNRESET): // closed without having read everything
 		err = io.EOF
 	}
-	return nil, s.fail(err)
+	return s.fail(err)
 }
 
 // Ready tells whether another message has come whole, so that Receive does not wait.

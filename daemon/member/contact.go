@@ -274,7 +274,8 @@ func (m *Member) fromPeer(from string, msg *Message) {
 			m.unreachedFor(from, err.Error())
 			return
 		}
-		m.up[from] = msg
+		hello := *msg
+		m.up[from] = &hello
 		m.mayKnowMore(from, msg)
 		m.hear(Contact{msg.Contact, msg.ContactEpoch}, from)
 		m.decide()

@@ -125,7 +125,8 @@ type Input interface{ input() }
 // Start comes first.
 type Start struct{}
 
-// App is a message of the attached application. Its first is Hello.
+// App is a message of the attached application. Its first is Hello. The message is the
+// driver's again after the step, what it refers to is not; so is that of Peer.
 type App struct{ Message *api.Message }
 
 // AppGone tells that the application is not attached any more. Lost means that
@@ -193,7 +194,7 @@ func (Tick) input()          {}
 
 // Output is what a step asks for, in the order of the fields. It belongs to the
 // member and is valid until its next step, the messages excepted, which may be
-// kept.
+// kept; or given back, see [Member.Recycle].
 type Output struct {
 	// Save and Record are to be kept across restarts, before anything else is
 	// done. If there is Record, [Recorded] is the next input.
@@ -337,6 +338,9 @@ type Member struct {
 	words     words
 	waiting   []*offer // for what was recorded of them to be kept
 	releases  []ToPeer // Settled that wait for that, too
+
+	appSpares  spares[api.Message]
+	peerSpares spares[Message]
 	noRecords string   // why it could not be
 
 	draining   bool // this member takes no clients
@@ -638,7 +642,7 @@ func (m *Member) event(kind api.EventKind, client netip.Addr, node, detail strin
 
 func (m *Member) toApp(msg *api.Message) {
 	if m.attached {
-		m.out.App = append(m.out.App, msg)
+		m.out.App = append(m.out.App, m.appSpares.copy(msg))
 	}
 }
 
@@ -646,7 +650,7 @@ func (m *Member) toApp(msg *api.Message) {
 func (m *Member) toPeer(name string, msg *Message) (ok bool) {
 	if _, ok = m.up[name]; ok {
 		msg.Server = m.home
-		m.out.Peers = append(m.out.Peers, ToPeer{name, msg})
+		m.out.Peers = append(m.out.Peers, ToPeer{name, m.peerSpares.copy(msg)})
 	}
 	return ok
 }

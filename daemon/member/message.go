@@ -194,13 +194,22 @@ func (m *Message) Append(b []byte) ([]byte, error) {
 // Parse reads a message, which does not refer to b. It is complete as its kind demands.
 func Parse(b []byte) (*Message, error) {
 	m := new(Message)
-	if err := decoding.Unmarshal(b, m); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrMessage, err)
-	}
-	if err := m.check(); err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrMessage, m.Kind, err)
+	if err := m.Read(b); err != nil {
+		return nil, err
 	}
 	return m, nil
+}
+
+// Read is Parse into m, whatever that was before.
+func (m *Message) Read(b []byte) error {
+	*m = Message{}
+	if err := decoding.Unmarshal(b, m); err != nil {
+		return fmt.Errorf("%w: %w", ErrMessage, err)
+	}
+	if err := m.check(); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrMessage, m.Kind, err)
+	}
+	return nil
 }
 
 // octets are those of the connections and of their state, without what is around them.

@@ -353,6 +353,12 @@ func (h *host) step(in Input) {
 		w.logf("%s ◄ %s: %s %d %s %s", h.name, p.From, p.Message.Kind, p.Message.ID, p.Message.Client, p.Message.Error)
 	}
 	out := h.m.Step(w.now, in)
+	switch in := in.(type) { // which are the driver's again
+	case App:
+		*in.Message = api.Message{}
+	case Peer:
+		*in.Message = Message{}
+	}
 	if out.Save != nil {
 		h.saved = *out.Save
 	}
@@ -376,10 +382,10 @@ func (h *host) step(in Input) {
 		}
 	}
 	for _, m := range out.App {
-		app, session := h.app, h.app.session
+		m, app, session := *m, h.app, h.app.session
 		w.after(sessionDelay, func() {
 			if h.app == app && app.session == session {
-				h.app.receive(m)
+				h.app.receive(&m)
 			}
 		})
 	}
@@ -410,6 +416,7 @@ func (h *host) step(in Input) {
 			}
 		})
 	}
+	h.m.Recycle(out)
 	h.events = append(h.events, slices.Clone(out.Events)...)
 	for _, e := range out.Events {
 		w.logf("%s: %s %s %s %s", h.name, e.Kind, e.Client, e.Node, e.Detail)

@@ -341,7 +341,7 @@ type Member struct {
 
 	appSpares  spares[api.Message]
 	peerSpares spares[Message]
-	noRecords string   // why it could not be
+	noRecords  string // why it could not be
 
 	draining   bool // this member takes no clients
 	job        *job // nil: none is under way

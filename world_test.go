@@ -37,6 +37,7 @@ type node struct {
 	t        *testing.T
 	sessions sync.Map // net.Conn → *session
 	arrived  atomic.Int64
+	padding  int // octets behind a session's state
 	quit     sync.WaitGroup
 }
 
@@ -104,7 +105,7 @@ func (w *world) program(name string) (*node, error) {
 			}
 			n.arrived.Add(1)
 			for i, c := range in.Conns {
-				if len(in.State[i]) != 8 {
+				if len(in.State[i]) != 8+n.padding {
 					n.t.Errorf("%s: a connection with %d octets of state", name, len(in.State[i]))
 					continue
 				}
@@ -150,7 +151,7 @@ func (n *node) state(c net.Conn) ([]byte, error) {
 	if !ok {
 		return nil, errors.New("no session")
 	}
-	return binary.BigEndian.AppendUint64(nil, uint64(s.(*session).at)), nil
+	return append(binary.BigEndian.AppendUint64(nil, uint64(s.(*session).at)), make([]byte, n.padding)...), nil
 }
 
 // serving tells whether there are sessions.

@@ -338,10 +338,10 @@ type Member struct {
 	words     words
 	waiting   []*offer // for what was recorded of them to be kept
 	releases  []ToPeer // Settled that wait for that, too
+	noRecords string   // why it could not be
 
 	appSpares  spares[api.Message]
 	peerSpares spares[Message]
-	noRecords  string // why it could not be
 
 	draining   bool // this member takes no clients
 	job        *job // nil: none is under way

@@ -62,7 +62,8 @@ go through this program where they have delay or loss. All programs are the real
 ones: dsco as home agent, as node and as correspondent, an application that answers, both
 with the timer slack that systemd's units give them ([operate.md](operate.md)), and clients
 with the kernel's TCP. The programs of a node have processors of their own, as a machine's
-have: of two processors the donor has one, the target the other. All else shares them,
+have, and so has each of the two processes of a handoff within a machine: of two processors
+the donor has one, the target the other. All else shares them,
 and what the kernel does for the hosts of clients, and for the router, counts as done by the
 program that has sent to them.
 `)

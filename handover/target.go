@@ -121,6 +121,9 @@ func (t *Target) Activate() ([]*stack.Conn, error) {
 	// ━━━ Point of no return: from here on this process has the connections. ━━━
 	conns, err := t.target.Activate(t.late...)
 	t.target = nil
+	if err != nil {
+		t.word.close() // otherwise Confirm does
+	}
 	return conns, failed("activate", err)
 }
 

@@ -127,7 +127,8 @@ func (t *Target) Activate() ([]*stack.Conn, error) {
 	return conns, failed("activate", err)
 }
 
-// Confirm tells the donor that this process serves. It waits for a moment before.
+// Confirm tells the donor that this process serves, and gives back what the two shared for
+// the decision. It waits for a moment before.
 func (t *Target) Confirm() error {
 	time.Sleep(confirmAfter)
 	t.word.close() // which was not urgent: whoever unmaps memory waits for all processors

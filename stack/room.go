@@ -5,7 +5,7 @@ package stack
 const sendRoom = 8<<10 + 512
 
 // makeRoom grows the stack of the calling goroutine, if it has no room for a Write; if it has,
-// that costs 2 ns. A new goroutine has 2 KiB, and each time a call does not fit its stack
+// that costs 3 ns. A new goroutine has 2 KiB, and each time a call does not fit its stack
 // doubles: what is on it is copied, and each of its frames looked up. On the way to the
 // device that is three times, with ever more frames, in the middle of the first answer;
 // here it is once, with few.

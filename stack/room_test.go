@@ -18,7 +18,7 @@ func deep(frames int, b [176]byte) byte {
 }
 
 // BenchmarkRoom is a new goroutine that goes as deep as a Write does. What it costs in the
-// middle of an answer is ten times as much, since nothing of it is in a cache then.
+// middle of an answer is five times as much, since nothing of it is in a cache then.
 func BenchmarkRoom(b *testing.B) {
 	for name, first := range map[string]func(){"made": stack.MakeRoom, "as needed": func() {}} {
 		b.Run(name, func(b *testing.B) {

@@ -209,6 +209,30 @@ func TestNoMemoryForLengths(t *testing.T) {
 	}
 }
 
+// A message that is read into one that was another has nothing of that, and leaves to it
+// what it referred to.
+func TestReadAgain(t *testing.T) {
+	var m, before Message
+	var wanted *Message
+	for _, s := range complete[1:] {
+		b, err := AppendMessage(nil, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := ReadMessage(bytes.NewReader(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.read(bytes.NewReader(b)); err != nil || !reflect.DeepEqual(&m, want) {
+			t.Errorf("%s: %+v, %v, want %+v", s.Kind, m, err, want)
+		}
+		if wanted != nil && !reflect.DeepEqual(&before, wanted) {
+			t.Errorf("%s: the one before is %+v, want %+v", s.Kind, before, wanted)
+		}
+		before, wanted = m, want
+	}
+}
+
 func FuzzReadMessage(f *testing.F) {
 	for _, m := range complete[1:] {
 		b, err := AppendMessage(nil, m)

@@ -158,6 +158,31 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+// A message that is read into one that was another has nothing of that, and leaves to it
+// what it referred to.
+func TestReadAgain(t *testing.T) {
+	var m, before Message
+	var wanted *Message
+	for _, s := range samples() {
+		s.Server = home.Addr()
+		b, err := s.Append(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := Parse(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Read(b); err != nil || !reflect.DeepEqual(&m, want) {
+			t.Errorf("%s: %+v, %v, want %+v", s.Kind, m, err, want)
+		}
+		if wanted != nil && !reflect.DeepEqual(&before, wanted) {
+			t.Errorf("%s: the one before is %+v, want %+v", s.Kind, before, wanted)
+		}
+		before, wanted = m, want
+	}
+}
+
 // Whatever a member is sent, in whatever order, it goes on.
 func FuzzStep(f *testing.F) {
 	f.Add([]byte{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
